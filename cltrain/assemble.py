@@ -1,0 +1,143 @@
+"""From settings to a loop that can run, and the job around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cltrain.config import build
+from cltrain.data.event_log import EventLog
+from cltrain.data.snapshot import Snapshots
+from cltrain.errors import ConfigError, StoreError
+from cltrain.evaluate import headline
+from cltrain.loop import Loop, Timeline
+from cltrain.records import Json, RunInfo
+from cltrain.registry import Registry, RoundLog, Store
+from cltrain.storage import digest_json
+from cltrain.summary import summarise
+from cltrain.tracking.base import Trackers
+
+log = logging.getLogger(__name__)
+
+STRATEGY = (
+    "data clock window snapshot contract trigger memory method model train recalibrate evaluate gate seed".split()
+)
+LATEST = Path("store", "latest")
+
+
+def open_store(settings: Mapping[str, Any], create: bool = True) -> Store:
+    """The store of the settings. Without `store.root` its folder is named after the model and the strategy, so that the
+    same command finds what it began and another one starts anew; `store/latest` names the one used last."""
+    root = settings["store"]["root"]
+    if root is None:
+        digest = digest_json({key: settings[key] for key in STRATEGY})[:8]
+        root = str(Path("store", f"{settings['model']['name']}-{digest}"))
+    store = Store(root=str(root), url=settings["store"]["url"])
+    if create:
+        if store.storage.is_local:
+            store.storage.require_writable()
+        _ = store.engine
+        LATEST.parent.mkdir(parents=True, exist_ok=True)
+        LATEST.write_text(str(store.to_json()["root"]) + "\n")
+    return store
+
+
+def latest_store() -> str:
+    """The store that a command line means when it names none: `CLTRAIN_STORE`, or the one that a job used last."""
+    if found := os.environ.get("CLTRAIN_STORE"):
+        return found
+    if LATEST.exists():
+        return LATEST.read_text().strip()
+    raise StoreError("no store is named and no job has run here: pass --store FOLDER")
+
+
+def strategy_of(settings: Mapping[str, Any]) -> Json:
+    """The settings that decide what a version is; those of cluster, serving and tracking do not."""
+    return {key: settings[key] for key in STRATEGY}
+
+
+@contextmanager
+def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
+    """A loop with everything that it needs, started in the order in which a mistake shows soonest: settings, store, data,
+    and only then Ray, serving and the workers. `settings` are resolved and plain."""
+    parts = {key: build(settings[key], key) for key in (*STRATEGY, "cluster", "serve") if key not in ("model", "seed")}
+    trackers = build(settings["tracking"], "tracking")
+    name = settings["model"]["name"]
+    if not name or "/" in name or ":" in name:
+        raise ConfigError(f"model.name={name!r} must be a name without / and :")
+    event_log = EventLog(parts["data"])
+    store = open_store(settings)
+    registry = Registry(store, name)
+    snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
+    info = RunInfo(
+        name=settings["name"],
+        model=name,
+        task=parts["data"].task,
+        metric=headline(parts["data"].task),
+        run_dir=settings["run_dir"],
+        store=str(store.to_json()["root"]),
+        settings=dict(settings),
+    )
+    _require_rounds(parts, event_log)
+    serving, cluster = parts["serve"], parts["cluster"]
+    about = {"job": settings["name"], "model": name, "store": info.store}
+    with cluster.session(serving.needs_ray, about) as dashboard, cluster.runner(store) as runner:
+        if dashboard:
+            log.warning("Ray dashboard: %s", dashboard)
+        serving.start(store, name)
+        try:
+            yield (
+                Loop(
+                    log=event_log,
+                    clock=parts["clock"],
+                    windows=parts["window"],
+                    snapshots=snapshots,
+                    contract=parts["contract"],
+                    trigger=parts["trigger"],
+                    recalibrate=parts["recalibrate"],
+                    stateful=parts["method"].stateful,
+                    runner=runner,
+                    evaluation=parts["evaluate"],
+                    gate=parts["gate"],
+                    registry=registry,
+                    rounds=RoundLog(store, name),
+                    serving=serving,
+                    tracker=Trackers(trackers.values()),
+                    settings=strategy_of(settings),
+                    seed=settings["seed"],
+                ),
+                info,
+            )
+        finally:
+            serving.stop()
+
+
+def run_loop(settings: Mapping[str, Any]) -> Json:
+    """The main job. Returns the summary, which is also in `summary.json` of the run folder."""
+    with running_loop(settings) as (loop, info):
+        loop.tracker.start(info, loop.rounds.finished())
+        rounds = loop.run(settings["max_rounds"])
+        held_out = [loop.snapshots.table(r.observation.holdout) for r in rounds if r.status != "quarantined"]
+        summary = summarise(rounds, loop.registry, loop.log, held_out) | {"store": info.store, "run_dir": info.run_dir}
+        loop.tracker.close(rounds, summary)
+        return summary
+
+
+def _require_rounds(parts: Mapping[str, Any], event_log: EventLog) -> None:
+    """History that is too short to show anything is refused before anything is started."""
+    timeline = Timeline(event_log, parts["clock"])
+    if not parts["clock"].waits and len(list(_first_two(parts["window"].cut(timeline, None)))) < 2:
+        first, last = event_log.first(), event_log.end()
+        raise ConfigError(
+            f"the events from {first} to {last} do not fill two windows, one to learn from and one to be tested on: make "
+            "window.every (or window.rows), or window.bootstrap, smaller"
+        )
+
+
+def _first_two(windows: Iterator[Any]) -> Iterator[Any]:
+    for _, window in zip(range(2), windows, strict=False):
+        yield window

@@ -1,0 +1,1 @@
+"""Data: sources, the event log, the label-time rule, windows, snapshots, encoding."""

@@ -1,0 +1,271 @@
+"""The path, in one sentence: cut a window, see what came, ask the trigger, freeze a snapshot, update the champion into
+a challenger, weigh it, gate it, register it, roll it out, and go on. Live and backtest are this same loop; a backtest
+only takes the clock from the data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cltrain.data.contract import Contract
+from cltrain.data.event_log import EventLog
+from cltrain.data.snapshot import Snapshots
+from cltrain.errors import UpdateError
+from cltrain.evaluate import Evaluation
+from cltrain.gate import NonInferiority
+from cltrain.observe import Watch
+from cltrain.records import (
+    Challenger,
+    Decision,
+    Json,
+    Kind,
+    Observation,
+    ReportCard,
+    RollOut,
+    Round,
+    Snapshot,
+    UpdateRequest,
+    Verdict,
+    Window,
+    to_json,
+)
+from cltrain.registry import Registry, RoundLog, VersionRecord
+from cltrain.seeding import derive_seed
+from cltrain.tracking.base import Tracker
+from cltrain.train.predictor import Predictor
+from cltrain.train.settings import Recalibrate
+from cltrain.trigger import Evidence, Trigger
+
+
+class Windows(Protocol):
+    def cut(self, timeline: Any, after: Window | None) -> Iterator[Window]: ...
+
+
+class Clock(Protocol):
+    def now(self, data_end: datetime) -> datetime: ...
+    def wait(self) -> bool: ...
+
+
+class Runner(Protocol):
+    """Trains: in this process, or on a warm group of workers."""
+
+    def update(self, request: UpdateRequest) -> Challenger: ...
+
+
+class Serving(Protocol):
+    """Where versions answer. `traffic` replays events while its block runs, and then tells what it saw."""
+
+    def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[Any]: ...
+    def confirm(self, version: str, epoch: int) -> float | None: ...
+
+
+@dataclass(kw_only=True)
+class Loop:
+    log: EventLog
+    clock: Clock
+    windows: Windows
+    snapshots: Snapshots
+    contract: Contract
+    trigger: Trigger
+    recalibrate: Recalibrate
+    stateful: bool
+    runner: Runner
+    evaluation: Evaluation
+    gate: NonInferiority
+    registry: Registry
+    rounds: RoundLog
+    serving: Serving
+    tracker: Tracker
+    settings: Json
+    seed: int
+    finished: list[Round] = field(default_factory=list)
+
+    def run(self, max_rounds: int | None = None) -> list[Round]:
+        """Turn round after round until the clock says that nothing more will come, or `max_rounds` are finished."""
+        self.finished = self.rounds.finished()
+        watch = Watch(self.log, self.snapshots, self.contract, self.registry, self.finished)
+        while True:
+            for window in self.windows.cut(Timeline(self.log, self.clock), self.finished[-1].window if self.finished else None):
+                if max_rounds is not None and len(self.finished) >= max_rounds:
+                    return self.finished
+                self.finished.append(self.turn(window, watch))
+                self.tracker.finished(self.finished[-1])
+            if not self.clock.wait():
+                return self.finished
+            self.log.refresh()
+
+    def turn(self, window: Window, watch: Watch) -> Round:
+        """One round. Each stage is on file before the next begins, so that a crash costs one stage at most."""
+        started = time.perf_counter()
+        champion = self.registry.champion()
+        once = _Stages(self.rounds, self.tracker, window)
+        seen = once("observe", Observation, lambda: watch.observe(window, champion))
+        decision = once("decide", Decision, lambda: self._decide(window, seen, champion))
+        versions: list[VersionRecord] = []
+        roll_out = None
+        status, served, freshness = _idle(seen, decision), {}, None
+        if decision.fire:
+            with self.serving.traffic(watch.rows(seen), self.seed + window.index) as traffic:
+                try:
+                    for kind in self._kinds(window, champion):
+                        versions.append(self._challenge(kind, window, decision, seen, champion, watch, once))
+                except UpdateError as error:
+                    decision = Decision(fire=True, reason=f"{decision.reason}; the update failed: {error}")
+                winner = min((v for v in versions if v.verdict.accepted), key=_score, default=None)
+                if winner is not None:
+                    roll_out = once("roll_out", RollOut, lambda: self._promote(winner, champion, window))
+                    freshness = time.perf_counter() - started
+            served = traffic.result
+            status = "promoted" if winner else "rejected" if versions else "failed"
+        return once(
+            "done",
+            Round,
+            lambda: Round(
+                index=window.index,
+                window=window,
+                status=status,
+                observation=seen,
+                decision=decision,
+                champion=roll_out.version if roll_out else champion.version if champion else None,
+                versions=tuple(_about(v, self.registry.card(v.version)) for v in versions),
+                roll_out=roll_out,
+                cursor=seen.cursor,
+                served=served,
+                freshness_s=freshness,
+                seconds=time.perf_counter() - started,
+            ),
+        )
+
+    def _decide(self, window: Window, seen: Observation, champion: VersionRecord | None) -> Decision:
+        if seen.problems:
+            return Decision(fire=False, reason="quarantined: " + "; ".join(seen.problems))
+        if not seen.fresh.rows:
+            return Decision(fire=False, reason="no labelled row is fresh")
+        if champion is None:
+            return Decision(fire=True, reason="there is no champion yet")
+        fired = [r.window.end for r in self.finished if r.decision.fire]
+        trained = sum(v.challenger.snapshot.rows for v in self.registry.lineage(champion.version))
+        return self.trigger.decide(
+            Evidence(now=window.end, last_update=fired[-1], fresh_rows=seen.fresh.rows, trained_rows=trained)
+        )
+
+    def _kinds(self, window: Window, champion: VersionRecord | None) -> list[Kind]:
+        if champion is None or not self.stateful:
+            return ["stateless"]
+        return ["stateful", "stateless"] if self.recalibrate.is_due(window.index) else ["stateful"]
+
+    def _challenge(
+        self,
+        kind: Kind,
+        window: Window,
+        decision: Decision,
+        seen: Observation,
+        champion: VersionRecord | None,
+        watch: Watch,
+        once: _Stages,
+    ) -> VersionRecord:
+        """Freeze, update, weigh, judge and register one challenger."""
+        since = self.recalibrate.since(window.end)
+        snapshot = seen.fresh
+        if kind == "stateless":
+            snapshot = once(
+                f"snapshot {kind}", Snapshot, lambda: self.snapshots.between("train", "train", window.end, since, window.end)
+            )
+        request = UpdateRequest(
+            number=2 * window.index + (kind == "stateless"),
+            kind=kind,
+            parent=champion.state if champion and kind == "stateful" else None,
+            snapshot=snapshot,
+            cursor=seen.cursor,
+            seed=derive_seed(self.seed, "update", window.index, kind),
+            task=self.log.source.columns.task,
+            settings={key: self.settings[key] for key in ("model", "method", "train")},
+        )
+        challenger = once(f"update {kind}", Challenger, lambda: self.runner.update(request))
+        card = once(f"weigh {kind}", ReportCard, lambda: self._weigh(challenger, champion, watch.held_out(window.index, seen), window))
+        verdict = once(f"judge {kind}", Verdict, lambda: self.gate.judge(card))
+        return self.registry.register(
+            challenger,
+            card,
+            verdict,
+            round_index=window.index,
+            reason=decision.reason,
+            compared_to=champion.version if champion else None,
+            settings=self.settings,
+        )
+
+    def _weigh(
+        self,
+        challenger: Challenger,
+        champion: VersionRecord | None,
+        held_out: list[tuple[int, pa.Table]],
+        window: Window,
+    ) -> ReportCard:
+        storage = self.registry.store.storage
+        ours = Predictor.load(storage, challenger.state)
+        theirs = Predictor.load(storage, champion.state) if champion else None
+        return self.evaluation.card(ours, theirs, held_out, derive_seed(self.seed, "weigh", window.index))
+
+    def _promote(self, winner: VersionRecord, champion: VersionRecord | None, window: Window) -> RollOut:
+        previous = champion.version if champion else None
+        epoch = self.registry.promote(winner.version, by="loop", reason=f"round {window.index}: {winner.reason}")
+        confirm_s = self.serving.confirm(winner.version, epoch)
+        return RollOut(kind="swap", version=winner.version, previous=previous, epoch=epoch, confirm_s=confirm_s)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What windows are cut from: the log, as far as the clock has come."""
+
+    log: EventLog
+    clock: Clock
+
+    def first(self) -> datetime | None:
+        return self.log.first()
+
+    def nth_after(self, start: datetime, rows: int) -> datetime | None:
+        return self.log.nth_after(start, rows, self.clock.now(self.log.end()))
+
+    def now(self) -> datetime:
+        return self.clock.now(self.log.end())
+
+
+@dataclass(frozen=True)
+class _Stages:
+    rounds: RoundLog
+    tracker: Tracker
+    window: Window
+
+    def __call__(self, stage: str, kind: Any, produce: Any) -> Any:
+        self.tracker.working(f"{self.window.start:%Y-%m-%d %H:%M}", stage)
+        return self.rounds.once(self.window.index, stage, kind, produce)
+
+
+def _idle(seen: Observation, decision: Decision) -> Any:
+    if seen.problems:
+        return "quarantined"
+    return "waited" if seen.fresh.rows else "empty"
+
+
+def _score(version: VersionRecord) -> float:
+    return version.verdict.score if version.verdict.score is not None else 0.0
+
+
+def _about(version: VersionRecord, card: ReportCard) -> Json:
+    about = version.summary()
+    kept = ("version", "kind", "parent", "compared_to", "snapshot_digest", "weights_digest")
+    trained = ("rows_trained", "rows_replayed", "seconds", "loss", "steps", "parameters")
+    return {
+        **{key: about[key] for key in (*kept, *trained)},
+        "rows": version.challenger.snapshot.rows,
+        "accepted": version.verdict.accepted,
+        "reasons": list(version.verdict.reasons),
+        "score": version.verdict.score,
+        **to_json(card),
+    }

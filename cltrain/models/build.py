@@ -1,0 +1,45 @@
+"""Make a model from its settings and the data's shape."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from cltrain.batch import InputSpec
+from cltrain.errors import ConfigError
+from cltrain.models.tabular import TabularNet
+
+_TABULAR = inspect.signature(TabularNet).parameters
+
+
+def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
+    """Call `settings["_target_"]` with the other settings and with those of `spec`, `num_numeric`, `cardinalities`,
+    `num_outputs` that it has parameters for. Raises `ConfigError` that names the setting to mend."""
+    target = settings["_target_"]
+    module_name, _, name = target.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error
+    given = {k: v for k, v in settings.items() if k not in ("_target_", "name")}
+    offered = {
+        "spec": spec,
+        "num_numeric": spec.num_numeric,
+        "cardinalities": spec.cardinalities,
+        "num_outputs": spec.num_outputs,
+    }
+    wanted = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in wanted.values()):
+        # model._target_=… alone leaves the settings of conf/model/tabular.yaml behind: they are not for this model.
+        given = {k: v for k, v in given.items() if k in wanted or k not in _TABULAR}
+    try:
+        model = factory(**{k: v for k, v in offered.items() if k in wanted and k not in given}, **given)
+    except TypeError as error:
+        raise ConfigError(f"model._target_={target} cannot be made with {sorted(given)}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model._target_={target} gives {type(model).__name__}, which is not a torch.nn.Module")
+    return model

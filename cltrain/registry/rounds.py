@@ -1,0 +1,46 @@
+"""Rounds as a durable state machine: what each stage returned is written down before the next one starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from sqlalchemy import select
+
+from cltrain.records import Round, from_json, to_json
+from cltrain.registry.store import Store
+from cltrain.registry.tables import StageRow
+
+T = TypeVar("T")
+DONE = "done"
+
+
+class RoundLog:
+    """Stages of the rounds of one model. A stage runs once: after a crash its record is read back instead."""
+
+    def __init__(self, store: Store, model: str) -> None:
+        self._store, self._model = store, model
+
+    def once(self, index: int, stage: str, kind: type[T], produce: Callable[[], T]) -> T:
+        """The record of `stage` in round `index`: the one on file, or what `produce` returns, which is put on file.
+
+        A stage must be safe to run again as long as its record is not on file.
+        """
+        key = (self._model, index, stage)
+        with self._store.session() as session:
+            row = session.get(StageRow, key)
+            if row is not None:
+                return from_json(kind, row.record)
+        record = produce()
+        with self._store.session() as session:
+            row = StageRow(model=self._model, round_index=index, stage=stage, record=to_json(record), at=datetime.now(UTC))
+            session.merge(row)
+        return record
+
+    def finished(self) -> list[Round]:
+        """Rounds that came to their end, in order."""
+        with self._store.session() as session:
+            query = select(StageRow).where(StageRow.model == self._model, StageRow.stage == DONE)
+            rows = session.scalars(query.order_by(StageRow.round_index)).all()
+            return [from_json(Round, row.record) for row in rows]

@@ -1,0 +1,163 @@
+"""Files under one root, on disk or in an object store. Nothing is ever half-written and nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from cltrain.errors import DigestError, StoreError
+
+_CHUNK = 1 << 20
+
+
+class Storage:
+    """Blobs named by a path below `root`, which is a folder or a URI such as `s3://bucket/prefix`.
+
+    Local files are written beside their place, synced and renamed; object stores put whole objects.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = str(root)
+        if "://" in self.root:
+            self._fs, self._base = fs.FileSystem.from_uri(self.root)
+        else:
+            self._fs, self._base = fs.LocalFileSystem(), str(Path(self.root).absolute())
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._fs, fs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        return f"{self._base}/{name}" if name else self._base
+
+    def exists(self, name: str) -> bool:
+        return self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound
+
+    def read(self, name: str) -> bytes:
+        try:
+            with self._fs.open_input_stream(self.path(name)) as stream:
+                return stream.read()
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path(name)}: {error}") from error
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write(self, name: str, data: bytes) -> str:
+        """Store `data` whole or not at all, and return its digest."""
+        with self.writing(name) as local:
+            local.write_bytes(data)
+        return digest_bytes(data)
+
+    def write_json(self, name: str, value: Any) -> str:
+        return self.write(name, canonical_json(value))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path to write; the file appears under `name` when the block ends without an error."""
+        target = self.path(name)
+        folder = os.path.dirname(target) if self.is_local else None
+        try:
+            if folder:
+                os.makedirs(folder, exist_ok=True)
+            part = Path(folder or os.environ.get("TMPDIR", "/tmp")) / f".{os.path.basename(name)}.{uuid.uuid4().hex}"
+            try:
+                yield part
+                if folder:
+                    with open(part, "rb") as written:
+                        os.fsync(written.fileno())
+                    os.replace(part, target)
+                    _sync_folder(folder)
+                else:
+                    fs.copy_files(str(part), target, destination_filesystem=self._fs)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {target}: {error}; check permissions and free space") from error
+
+    def local_copy(self, name: str, cache: Path | None = None) -> Path:
+        """A path on this machine that holds the blob, so that it can be memory-mapped."""
+        if self.is_local:
+            return Path(self.path(name))
+        key = hashlib.blake2b(self.path(name).encode(), digest_size=16).hexdigest()
+        copy = (cache or Path(os.environ.get("TMPDIR", "/tmp")) / "cltrain-blobs") / key
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            part = copy.with_name(f".{key}.{uuid.uuid4().hex}")
+            with self._fs.open_input_stream(self.path(name)) as source, open(part, "wb") as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
+            os.replace(part, copy)
+        return copy
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of all files below `prefix`, sorted."""
+        selector = fs.FileSelector(self.path(prefix), recursive=True, allow_not_found=True)
+        found = (info.path for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+        return sorted(path[len(self._base) + 1 :] for path in found)
+
+    def check(self, name: str, digest: str) -> None:
+        """Raise `DigestError` unless the blob is the one that was recorded."""
+        found = digest_file(self.local_copy(name))
+        if found != digest:
+            raise DigestError(f"{self.path(name)} has digest {found[:12]}, but {digest[:12]} was recorded: it was altered")
+
+    def require_writable(self) -> None:
+        try:
+            self.write(".writable", b"")
+        except StoreError as error:
+            raise StoreError(f"store.root {self.root} is not writable: {error}; pass store.root=FOLDER") from error
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """Name of a value: sha256 of its canonical JSON.
+
+    >>> digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
+    True
+    """
+    return digest_bytes(canonical_json(value))
+
+
+def digest_file(path: str | os.PathLike[str], filesystem: fs.FileSystem | None = None) -> str:
+    """sha256 of a file, read in pieces."""
+    sha = hashlib.sha256()
+    with (filesystem or fs.LocalFileSystem()).open_input_stream(str(path)) as stream:
+        while piece := stream.read(_CHUNK):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_arrow(path: str | os.PathLike[str]) -> pa.Table:
+    """Memory-map an Arrow IPC file: columns are views of the page cache."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

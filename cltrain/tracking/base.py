@@ -1,0 +1,53 @@
+"""What a tracker is told, and a set of trackers that shields the loop from each of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from cltrain.records import Json, Round, RunInfo
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Told when the job starts, when a window is begun, when a round has ended and when the job ends. Does nothing itself."""
+
+    def start(self, run: RunInfo, rounds: list[Round]) -> None:
+        """The job starts; `rounds` were finished by an earlier run of it."""
+
+    def working(self, window: str, stage: str) -> None:
+        """`stage` of the round of `window` begins."""
+
+    def finished(self, round_: Round) -> None:
+        """A round has ended."""
+
+    def close(self, rounds: list[Round], summary: Json) -> None:
+        """The job has ended with `summary`."""
+
+
+class Trackers(Tracker):
+    """All of them; one that raises is left out from then on, with a warning."""
+
+    def __init__(self, trackers: Iterable[Tracker]) -> None:
+        self._trackers = list(trackers)
+
+    def start(self, run: RunInfo, rounds: list[Round]) -> None:
+        self._tell(lambda tracker: tracker.start(run, rounds))
+
+    def working(self, window: str, stage: str) -> None:
+        self._tell(lambda tracker: tracker.working(window, stage))
+
+    def finished(self, round_: Round) -> None:
+        self._tell(lambda tracker: tracker.finished(round_))
+
+    def close(self, rounds: list[Round], summary: Json) -> None:
+        self._tell(lambda tracker: tracker.close(rounds, summary))
+
+    def _tell(self, tell: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                log.warning("%s is left out from now on: %s", type(tracker).__name__, error)
+                self._trackers.remove(tracker)

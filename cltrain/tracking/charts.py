@@ -1,0 +1,380 @@
+"""Charts of the report: Plotly figures as plain JSON, each with the numbers it shows.
+
+A colour is named by a token of `report.css` (`--champion`); the page resolves it, so a figure fits light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from cltrain.records import Comparison, Json, Round, from_json
+from cltrain.tracking.history import METRICS, Cost, Entry, losses, metric_names, number
+from cltrain.tracking.lineage import places
+
+MATRIX_CAP = 60
+COMPARISONS_CAP = 12
+FATES = {"champion": "champion now", "promoted": "promoted", "accepted": "accepted, not promoted", "rejected": "rejected"}
+SYMBOLS = {"stateful": "circle", "stateless": "diamond"}
+QUIET = {"empty": "no data", "quarantined": "quarantined", "waited": "waited"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """`variants` are figures to switch between; `columns` and `rows` are the numbers of all of them. `scroll_px` is
+    the least width at which it can be read: on a narrower page it scrolls."""
+
+    id: str
+    label: str
+    variants: tuple[Json, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    height_px: int = 380
+    scroll_px: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """Points of one look: one trace each, so that the legend explains them."""
+
+    name: str
+    style: Json
+    x: list[Any] = field(default_factory=list)
+    y: list[Any] = field(default_factory=list)
+    hover: list[str] = field(default_factory=list)
+
+    def trace(self, **more: Any) -> Json:
+        return {
+            "type": "scatter", "mode": "markers", "name": self.name, "marker": self.style, "x": self.x, "y": self.y,
+            "text": self.hover, "hovertemplate": "%{text}<extra></extra>", **more,
+        }  # fmt: skip
+
+
+def prequential(rounds: Sequence[Round], found: Sequence[Entry], metric: str) -> Chart:
+    """Each window predicted by the champion of the moment and by the first champion, with what was made of it."""
+    names = metric_names(rounds, metric)
+    columns = ["round", "window start", "window end", "status", "champion after"]
+    columns += [f"{name} {who}" for name in names for who in ("champion", "first champion")]
+    rows = []
+    for r in rounds:
+        seen, never = r.observation.prequential, r.observation.static
+        pairs = [short(side.get(name)) for name in names for side in (seen, never)]
+        rows.append((r.index, day(r.window.start), day(r.window.end), r.status, r.champion or "", *pairs))
+    return Chart(
+        id="prequential",
+        label="Prequential metric of each window: champion of the moment against the first champion, never updated",
+        variants=tuple(_prequential(rounds, found, name) for name in names),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        height_px=460,
+    )
+
+
+def _prequential(rounds: Sequence[Round], found: Sequence[Entry], name: str) -> Json:
+    label, higher = METRICS.get(name, (name, None))
+    measured = [r for r in rounds if number(r.observation.prequential.get(name)) is not None]
+    x = [day(r.window.end) for r in measured]
+    lines = []
+    for who, side, style in (
+        ("first champion, never updated", "static", {"color": "--static", "width": 1.8, "dash": "dot"}),
+        ("champion of the moment", "prequential", {"color": "--champion", "width": 2.4}),
+    ):
+        values = [short(getattr(r.observation, side).get(name)) for r in measured]
+        lines.append(
+            {
+                "type": "scatter", "mode": "lines" if len(x) > 1 else "markers", "name": who, "x": x, "y": values,
+                "line": style, "marker": {"color": style["color"], "size": 9},
+                "hovertemplate": f"%{{y:.4f}}<extra>{escape(who)}</extra>",
+            }
+        )  # fmt: skip
+    if x and all(v is not None for line in lines for v in line["y"]):
+        lines[1] |= {"fill": "tonexty", "fillcolor": "--champion-faint"}
+    better = "" if higher is None else (" · higher is better" if higher else " · lower is better")
+    strip = {
+        "domain": [0, 0.2], "range": [-0.6, 2.6], "tickvals": [0, 1, 2], "ticktext": ["no update", "rejected", "promoted"],
+        "showgrid": False, "zeroline": False, "fixedrange": True,
+    }  # fmt: skip
+    layout = {
+        "hovermode": "x unified" if len(rounds) <= 120 else "closest",
+        "xaxis": {"anchor": "y2", "type": "date"},
+        "yaxis": {"domain": [0.27, 1], "title": {"text": escape(label) + better}},
+        "yaxis2": strip,
+    }
+    return {"key": name, "label": label, "data": [*lines, *_strip(rounds, found)], "layout": layout}
+
+
+def _strip(rounds: Sequence[Round], found: Sequence[Entry]) -> list[Json]:
+    """Versions by verdict and rounds without one, below the curves."""
+    lane = {"champion": 2, "promoted": 2, "accepted": 1.5, "rejected": 1}
+    marks = _by_fate(found, lambda e: day(e.round.window.end), lambda e: lane[e.fate])
+    quiet = Marks(name="no update", style={"color": "--muted", "symbol": "line-ns-open", "size": 7})
+    for r in rounds:
+        if r.status in QUIET:
+            quiet.x.append(day(r.window.end))
+            quiet.y.append(0)
+            quiet.hover.append(f"round {r.index}: {QUIET[r.status]}<br>{escape(wrap(why(r)))}")
+    return [m.trace(yaxis="y2") for m in (*marks, quiet) if m.x]
+
+
+def differences(found: Sequence[Entry]) -> Chart:
+    """Challenger minus champion on the same held-out rows: what the gate saw, with its verdict."""
+    compared: dict[str, list[tuple[Entry, Comparison]]] = {}
+    for e in found:
+        for item in e.data.get("comparisons") or ():
+            comparison = from_json(Comparison, item)
+            if number(comparison.difference) is not None:
+                compared.setdefault(comparison.name, []).append((e, comparison))
+    names = sorted(compared, key=lambda n: ({"window": 0, "past": 1}.get(n, 2), -len(compared[n]), n))[:COMPARISONS_CAP]
+    said = {"window": "new window", "past": "past windows"}
+    rows = [
+        (e.version, e.round.index, e.kind, FATES[e.fate], name, c.rows, *map(short, (c.difference, c.low, c.high)))
+        for name in names
+        for e, c in compared[name]
+    ]
+    return Chart(
+        id="verdicts",
+        label="Loss of each challenger minus loss of its champion on the same held-out rows, with interval and verdict",
+        variants=tuple(_differences(compared[n], n, said.get(n, n)) for n in names),
+        columns=("version", "round", "kind", "verdict", "rows of", "held-out rows", "difference", "low", "high"),
+        rows=tuple(rows),
+    )
+
+
+def _differences(pairs: list[tuple[Entry, Comparison]], name: str, label: str) -> Json:
+    of = {e.version: c for e, c in pairs}
+    marks = _by_fate(
+        [e for e, _ in pairs], lambda e: day(e.round.window.end), lambda e: short(of[e.version].difference)
+    )
+    bars: dict[str, list[tuple[float | None, float | None]]] = {}
+    for e, c in pairs:
+        bars.setdefault(_look(e), []).append((short((c.high or 0) - c.difference), short(c.difference - (c.low or 0))))  # type: ignore[operator]
+    data = []
+    for m in marks:
+        up, down = zip(*bars[m.name], strict=True)
+        error = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "width": 0, "thickness": 1.3}
+        data.append(m.trace(error_y={**error, "color": m.style["line"]["color"]}))
+    layout = {
+        "xaxis": {"type": "date"},
+        "yaxis": {"title": {"text": "challenger − champion · below 0 is better"}, "zeroline": True},
+    }
+    return {"key": name, "label": label, "data": data, "layout": layout}
+
+
+def lineage(found: Sequence[Entry], rounds: int) -> Chart:
+    """Versions as a graph: a line from the parent, a dashed one from what a version without parent was held against."""
+    place = places(found)
+    solid, dashed = ([], []), ([], [])  # type: tuple[list, list], tuple[list, list]
+    for e in found:
+        for key, edge in (("parent", solid), ("compared_to", dashed)):
+            start = place.get(e.data.get(key) or "")
+            if start and not (key == "compared_to" and e.data.get("parent")):
+                edge[0].extend((start[0], place[e.version][0], None))
+                edge[1].extend((start[1], place[e.version][1], None))
+    lines = [
+        {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "name": name, "hoverinfo": "skip",
+         "line": {"color": colour, "width": 1.4, "dash": dash}}
+        for (xs, ys), name, colour, dash in (
+            (solid, "continues", "--edge", "solid"),
+            (dashed, "from scratch, compared to", "--muted", "dot"),
+        )
+        if xs
+    ]  # fmt: skip
+    marks = _by_fate(found, lambda e: place[e.version][0], lambda e: place[e.version][1])
+    lowest = max((y for _, y in place.values()), default=0.0)
+    names = {
+        "type": "scatter", "mode": "text", "hoverinfo": "skip", "showlegend": False, "textposition": "top center",
+        "textfont": {"size": 10.5, "color": "--muted"}, "cliponaxis": False,
+        "x": [place[e.version][0] for e in found], "y": [place[e.version][1] - 0.06 for e in found],
+        "text": [escape(e.version) if e.fate != "rejected" else "" for e in found],
+    }  # fmt: skip
+    layout = {
+        "dragmode": "pan",
+        "xaxis": {"title": {"text": "round"}, "range": [-0.8, max(rounds, 2) - 0.2], "zeroline": False, "tickformat": "d"},
+        "yaxis": {"range": [lowest + 0.6, -0.7], "visible": False, "fixedrange": True},
+    }
+    rows = [
+        (e.version, e.round.index, e.kind, e.data.get("parent") or "", e.data.get("compared_to") or "", FATES[e.fate],
+         e.data.get("rows"), str(e.data.get("snapshot_digest") or ""), str(e.data.get("weights_digest") or ""))
+        for e in found
+    ]  # fmt: skip
+    return Chart(
+        id="lineage",
+        label="Lineage: each version, the version it continues, and the verdict on it",
+        variants=({"key": "all", "label": "all", "data": [*lines, *marks_of(marks), names], "layout": layout},),
+        columns=("version", "round", "kind", "parent", "compared to", "verdict", "rows", "snapshot", "weights"),
+        rows=tuple(rows),
+        height_px=int(170 + 66 * (lowest + 1)),
+        scroll_px=30 * rounds,
+    )
+
+
+def matrix(found: Sequence[Entry]) -> Chart:
+    """Loss of versions on held-out rows of windows. Too many versions are thinned out evenly, too many windows are put
+    into groups, whose cell is the mean over their rows."""
+    measured = [e for e in found if losses(e)]
+    shown = thin(measured, MATRIX_CAP)
+    windows = sorted({k for e in shown for k in losses(e)})
+    groups = grouped(windows, MATRIX_CAP)
+    cells = [[_cell(e, group) for group in groups] for e in shown]
+    names = [str(g[0]) if len(g) == 1 else f"{g[0]}–{g[-1]}" for g in groups]
+    own = [next((i for i, g in enumerate(groups) if g[0] <= e.round.index <= g[-1]), None) for e in shown]
+    hover = [
+        [
+            f"<b>{escape(e.version)}</b> ({FATES[e.fate]}, round {e.round.index})<br>window {names[i]}"
+            f"{' · the one it learned last' if own[row] == i else ''}<br>loss {cell:.4f}" if cell is not None else ""
+            for i, cell in enumerate(cells[row])
+        ]
+        for row, e in enumerate(shown)
+    ]  # fmt: skip
+    rows, columns = list(range(len(shown))), list(range(len(groups)))
+    heat = {
+        "type": "heatmap", "x": columns, "y": rows, "z": cells, "text": hover, "hovertemplate": "%{text}<extra></extra>",
+        "hoverongaps": False, "colorscale": "--scale", "xgap": 1 if len(groups) < 40 else 0, "ygap": 1 if len(shown) < 40 else 0,
+        "colorbar": {"title": {"text": "loss", "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": 0.9},
+    }  # fmt: skip
+    diagonal = Marks(
+        name="window it learned last",
+        style={"symbol": "square-open", "size": max(5, min(13, 420 // max(len(groups), 1))), "color": "--ink", "line": {"width": 1.4}},
+        x=[c for c in own if c is not None],
+        y=[row for row, c in enumerate(own) if c is not None],
+    )
+    step_x, step_y = max(1, -(-len(groups) // 20)), max(1, -(-len(shown) // 26))
+    layout = {
+        "xaxis": {"title": {"text": "held-out rows of window"}, "tickvals": columns[::step_x], "ticktext": names[::step_x],
+                  "showgrid": False, "zeroline": False, "constrain": "domain"},
+        "yaxis": {"title": {"text": "version"}, "tickvals": rows[::step_y], "showgrid": False, "zeroline": False,
+                  "ticktext": [escape(e.version) for e in shown][::step_y], "autorange": "reversed"},
+    }  # fmt: skip
+    notes = []
+    if len(shown) < len(measured):
+        notes.append(f"{len(shown)} of {len(measured)} versions, evenly spread")
+    if len(groups) < len(windows):
+        notes.append(f"{len(windows)} windows in {len(groups)} groups; a cell is the mean over the rows of its group")
+    return Chart(
+        id="transfer",
+        label="Transfer matrix: loss of each version on held-out rows of each window",
+        variants=({"key": "loss", "label": "loss", "data": [heat, diagonal.trace(hoverinfo="skip", hovertemplate=None)], "layout": layout},),
+        columns=("version", *(f"window {name}" for name in names)),
+        rows=tuple((e.version, *cells[i]) for i, e in enumerate(shown)),
+        height_px=max(260, min(760, 130 + 15 * len(shown))),
+        note="; ".join(notes),
+    )  # fmt: skip
+
+
+def row_visits(points: Sequence[Cost]) -> Chart:
+    """Row visits so far against retraining from scratch at every update."""
+    x = [day(p.round.window.end) for p in points]
+    lines = [
+        {"type": "scatter", "mode": "lines" if len(x) > 1 else "markers", "x": x, "y": values, "name": name, "line": style,
+         "marker": {"color": style["color"], "size": 9}, "hovertemplate": f"%{{y:,.4s}}<extra>{name}</extra>", **more}
+        for values, name, style, more in (
+            ([p.from_scratch for p in points], "from scratch at every update (arithmetic)", {"color": "--static", "width": 1.8, "dash": "dot"}, {}),
+            ([p.trained for p in points], "this run (measured)", {"color": "--champion", "width": 2.4},
+             {"fill": "tozeroy", "fillcolor": "--champion-faint"}),
+        )
+    ]  # fmt: skip
+    layout = {"hovermode": "x unified", "xaxis": {"type": "date"}, "yaxis": {"title": {"text": "row visits so far"}, "rangemode": "tozero"}}
+    log = {**layout, "yaxis": {"title": {"text": "row visits so far"}, "type": "log"}}
+    bare = [{k: v for k, v in line.items() if k != "fill"} for line in lines]
+    return Chart(
+        id="cost",
+        label="Row visits so far: this run against training from scratch at every update",
+        variants=(
+            {"key": "linear", "label": "linear", "data": lines, "layout": layout},
+            {"key": "log", "label": "logarithmic", "data": bare, "layout": log},
+        ),
+        columns=("round", "window end", "row visits (measured)", "row visits from scratch (arithmetic)", "training seconds"),
+        rows=tuple((p.round.index, day(p.round.window.end), p.trained, p.from_scratch, round(p.seconds, 2)) for p in points),
+        height_px=330,
+    )
+
+
+def _look(e: Entry) -> str:
+    return f"{FATES[e.fate]} ({e.kind})"
+
+
+def _by_fate(found: Sequence[Entry], x: Callable[[Entry], Any], y: Callable[[Entry], Any]) -> list[Marks]:
+    """Marks of versions: colour and filling say the fate, the symbol the kind."""
+    size = 10 if len(found) <= 150 else 7
+    marks: dict[str, Marks] = {}
+    for e in sorted(found, key=lambda e: (-list(FATES).index(e.fate), e.round.index)):
+        symbol = SYMBOLS.get(e.kind, "circle") + ("-open" if e.fate == "rejected" else "")
+        if e.fate == "champion":
+            symbol = "star"
+        colour = {"rejected": "--rejected", "accepted": "--accepted", "champion": "--now"}.get(e.fate, "--champion")
+        wide = {"champion": 6, "rejected": -1}.get(e.fate, 0)
+        style = {"color": colour, "symbol": symbol, "size": size + wide, "line": {"color": colour, "width": 1.5}}
+        mark = marks.setdefault(_look(e), Marks(name=_look(e), style=style))
+        mark.x.append(x(e))
+        mark.y.append(y(e))
+        mark.hover.append(told(e))
+    return list(marks.values())
+
+
+def marks_of(marks: Sequence[Marks]) -> list[Json]:
+    return [m.trace() for m in marks]
+
+
+def told(e: Entry) -> str:
+    """Hover text of a version."""
+    parts = [f"<b>{escape(e.version)}</b> {FATES[e.fate]}, {escape(e.kind)}, round {e.round.index}"]
+    if e.data.get("parent"):
+        parts.append(f"continues {escape(str(e.data['parent']))}")
+    elif e.data.get("compared_to"):
+        parts.append(f"from scratch, compared to {escape(str(e.data['compared_to']))}")
+    parts += [escape(wrap(reason)) for reason in e.reasons[:6]]
+    return "<br>".join(parts).replace("\n", "<br>")
+
+
+def why(r: Round) -> str:
+    """Why a round did what it did: problems of its data, else the decision."""
+    return "; ".join(r.observation.problems) if r.status == "quarantined" and r.observation.problems else r.decision.reason
+
+
+def wrap(text: str, width: int = 70) -> str:
+    """Text in lines, at most 4."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width, max_lines=4, placeholder=" …"))
+
+
+def thin(items: Sequence[Any], cap: int) -> list[Any]:
+    """At most `cap` of them, evenly spread, with the first and the last.
+
+    >>> thin(range(9), 3)
+    [0, 4, 8]
+    """
+    if len(items) <= cap:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (cap - 1))] for i in range(cap)]
+
+
+def grouped(items: Sequence[int], cap: int) -> list[list[int]]:
+    """At most `cap` groups of neighbours, as equal as can be.
+
+    >>> grouped([0, 1, 2, 3, 4], 3)
+    [[0], [1, 2], [3, 4]]
+    """
+    count = min(cap, len(items))
+    edges = [i * len(items) // count for i in range(count + 1)] if count else []
+    return [list(items[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _cell(e: Entry, group: Sequence[int]) -> float | None:
+    inside = [c for c in e.data.get("transfer") or () if group[0] <= c["window"] <= group[-1] and number(c.get("loss")) is not None]
+    rows = sum(c.get("rows") or 1 for c in inside)
+    return short(sum(c["loss"] * (c.get("rows") or 1) for c in inside) / rows) if inside else None
+
+
+def short(value: Any) -> float | None:
+    """A number to six significant digits."""
+    found = number(value)
+    return None if found is None else float(f"{found:.6g}")
+
+
+def day(moment: Any) -> str:
+    """An instant as Plotly and people read it; midnight is a date."""
+    return moment.strftime("%Y-%m-%d" if not (moment.hour or moment.minute or moment.second) else "%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,150 @@
+"""All that a version is: what an update starts from and what it leaves, as files that anybody can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import safetensors.torch as st
+import torch
+from torch import Tensor
+
+from cltrain.data.encoder import Encoder
+from cltrain.data.schema import Columns, Feature, Schema
+from cltrain.errors import DigestError
+from cltrain.methods import MethodState
+from cltrain.records import Cursor, from_json, to_json
+from cltrain.storage import Storage, digest_bytes, digest_json, read_arrow, write_arrow
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """weights: the model's state dict, on the CPU. optimizer: its tensors by slot and parameter, such as
+    `exp_avg/head.weight`. model: its settings with `_target_`. cursor: the rows it had the chance to learn from."""
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    method: MethodState
+    encoder: Encoder
+    schema: Schema
+    model: Mapping[str, Any]
+    cursor: Cursor
+    updates: int
+    steps: int
+
+
+def save_state(state: State, storage: Storage, prefix: str) -> str:
+    """Write the state below `prefix/` and return the digest of its weights. `state.json`, which has the digests of the
+    other files, is written last: a folder without it is not a state."""
+    files: dict[str, str] = {}
+
+    def put(name: str, data: bytes) -> None:
+        files[name] = storage.write(f"{prefix}/{name}", data)
+
+    put("weights.safetensors", st.save(_plain(state.weights)))
+    put("optimizer.safetensors", st.save(_plain(state.optimizer)))
+    flat = {f"{slot}/{name}": value for slot, named in state.method.tensors.items() for name, value in named.items()}
+    put("method.safetensors", st.save(_plain(flat)))
+    put("encoder.json", json.dumps(state.encoder.to_json()).encode())
+    if state.method.memory is not None:
+        name = f"{prefix}/memory.arrow"
+        with storage.writing(name) as path:
+            write_arrow(path, state.method.memory)
+            files["memory.arrow"] = digest_bytes(path.read_bytes())
+    storage.write_json(
+        f"{prefix}/state.json",
+        {
+            "format": FORMAT,
+            "files": files,
+            "schema": asdict(state.schema),
+            "model": state.model,
+            "cursor": to_json(state.cursor),
+            "updates": state.updates,
+            "steps": state.steps,
+        },
+    )
+    return files["weights.safetensors"]
+
+
+def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> State:
+    """Read a state back; a file that is not the one recorded raises `DigestError`. With `only_weights` the optimizer,
+    the memory and the method's tensors are left out, as serving needs no more."""
+    about = storage.read_json(f"{prefix}/state.json")
+    if about.get("format") != FORMAT:
+        raise DigestError(f"{prefix} has format {about.get('format')}; this cltrain reads {FORMAT}")
+
+    def get(name: str) -> bytes:
+        data = storage.read(f"{prefix}/{name}")
+        if digest_bytes(data) != about["files"][name]:
+            raise DigestError(f"{storage.path(prefix)}/{name} was altered: its digest is not the recorded one")
+        return data
+
+    memory: pa.Table | None = None
+    tensors: dict[str, dict[str, Tensor]] = {}
+    optimizer: dict[str, Tensor] = {}
+    if not only_weights:
+        optimizer = st.load(get("optimizer.safetensors"))
+        for key, value in st.load(get("method.safetensors")).items():
+            slot, name = key.split("/", 1)
+            tensors.setdefault(slot, {})[name] = value
+        if "memory.arrow" in about["files"]:
+            storage.check(f"{prefix}/memory.arrow", about["files"]["memory.arrow"])
+            memory = read_arrow(storage.local_copy(f"{prefix}/memory.arrow"))
+    return State(
+        weights=st.load(get("weights.safetensors")),
+        optimizer=optimizer,
+        method=MethodState(memory=memory, tensors=tensors),
+        encoder=Encoder.from_json(json.loads(get("encoder.json"))),
+        schema=schema_from_json(about["schema"]),
+        model=about["model"],
+        cursor=from_json(Cursor, about["cursor"]),
+        updates=about["updates"],
+        steps=about["steps"],
+    )
+
+
+def schema_from_json(value: Mapping[str, Any]) -> Schema:
+    columns = {k: tuple(v) if isinstance(v, list) else v for k, v in value["columns"].items()}
+    return Schema(
+        columns=Columns(**columns),
+        features=tuple(Feature(**f) for f in value["features"]),
+        ignored=tuple(value["ignored"]),
+    )
+
+
+def state_name(request_digest: str) -> str:
+    return f"states/{request_digest[:32]}"
+
+
+def request_digest(request: Any) -> str:
+    """Names a request by its content, so that doing it again writes the same folder."""
+    return digest_json(to_json(request))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Tensors of an optimizer's state, by slot and parameter name; `names` are in the order of its parameters."""
+    found: dict[str, Tensor] = {}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for slot, value in slots.items():
+            found[f"{slot}/{names[index]}"] = torch.as_tensor(value)
+    return found
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; parameters without state start fresh."""
+    whole = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        slot, name = key.split("/", 1)
+        if name in names:
+            state.setdefault(names.index(name), {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -1,0 +1,1 @@
+"""Entry points, one a job: `python -m jobs.<name> [overrides]`."""

@@ -1,0 +1,150 @@
+"""The HTTP routes over a `Server`. Any ASGI server can run them; Ray Serve does so in `serve.app`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from cltrain.errors import CltrainError, ConflictError, DataError, StoreError
+from serve import schemas
+from serve.server import NoChampionError, NoSuchVersionError, Server
+from serve.settings import ServerSettings
+
+CONSOLE = Path(__file__).with_name("console.html")
+STATUS: tuple[tuple[type[CltrainError], int], ...] = (
+    (DataError, 422),
+    (NoChampionError, 503),
+    (NoSuchVersionError, 404),
+    (ConflictError, 409),
+    (StoreError, 503),
+)
+
+
+def create_api(server: Server) -> FastAPI:
+    """All routes. Every error is `{"detail": "what, and what to do"}`. The server is closed when the application ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(server.close)
+
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"model": schemas.Problem} for status in (413, 422, 503)
+    }
+    api = FastAPI(title="cltrain", description=f"Answers of {server.settings.model}, always by its champion.", lifespan=lifespan)
+    api.add_exception_handler(CltrainError, _problem)
+    api.add_exception_handler(RequestValidationError, _invalid)
+    _add_data_routes(api, server, problems)
+    _add_state_routes(api, server)
+    _add_admin_routes(api, server)
+    return api
+
+
+def _add_data_routes(api: FastAPI, server: Server, problems: dict[int | str, dict[str, Any]]) -> None:
+    def check_size(rows: int) -> None:
+        if rows > server.settings.max_batch_rows:
+            raise HTTPException(413, f"{rows} rows are more than the {server.settings.max_batch_rows} of one request: send fewer")
+
+    @api.post("/predict", response_model=schemas.PredictAnswer, responses=problems)
+    async def predict(body: schemas.PredictRequest) -> Response:
+        """Answer rows with the champion of this moment; the answer names it, in its body and in its headers."""
+        check_size(len(body.rows))
+        answer = server.predict(body.rows)
+        headers = {"x-cltrain-version": quote(answer["version"], safe=":"), "x-cltrain-epoch": str(answer["epoch"])}
+        return JSONResponse(answer, headers=headers)
+
+    @api.post("/feedback", response_model=schemas.FeedbackAnswer, responses=problems)
+    async def feedback(body: schemas.FeedbackRequest) -> dict[str, int]:
+        """Store labels. They are on disk when this answers, and sending them again changes nothing."""
+        check_size(len(body.rows))
+        return await server.feedback(body.rows)
+
+
+def _add_state_routes(api: FastAPI, server: Server) -> None:
+    @api.get("/versions")
+    async def versions() -> schemas.VersionsAnswer:
+        """What is resident in the replica that answers, and what it has done."""
+        return server.versions()
+
+    @api.get("/healthz")
+    async def healthz() -> schemas.Health:
+        """The process is alive; `error` names what keeps it from following the registry."""
+        return schemas.Health(alive=True, replica=server.replica, error=server.resident.error)
+
+    @api.get("/readyz", responses={503: {"model": schemas.Problem}})
+    async def readyz() -> schemas.Ready:
+        """503 until a version is loaded."""
+        served = server.resident.current
+        if served is None:
+            raise server.not_ready()
+        return schemas.Ready(version=server.name(served.version), epoch=served.epoch)
+
+    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def console() -> str:
+        return CONSOLE.read_text(encoding="utf-8")
+
+
+def _add_admin_routes(api: FastAPI, server: Server) -> None:
+    admin = [Depends(_admin_check(server.settings))]
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"model": schemas.Problem} for status in (401, 403, 404, 409, 422, 503)
+    }
+
+    @api.post("/promote", dependencies=admin, responses=problems)
+    async def promote(body: schemas.PromoteRequest) -> schemas.SwapAnswer:
+        """Load and verify a version, then make it the champion. Every replica follows by itself."""
+        version, epoch = await asyncio.to_thread(server.promote, body.version, body.reason, body.expected)
+        return schemas.SwapAnswer(version=server.name(version), epoch=epoch)
+
+    @api.post("/rollback", dependencies=admin, responses=problems)
+    async def rollback(body: schemas.RollbackRequest) -> schemas.SwapAnswer:
+        """Make the previous champion the champion again; it is still in memory."""
+        version, epoch = await asyncio.to_thread(server.rollback, body.reason)
+        return schemas.SwapAnswer(version=server.name(version), epoch=epoch)
+
+
+def _admin_check(settings: ServerSettings) -> Any:
+    async def check(authorization: Annotated[str | None, Header()] = None) -> None:
+        if settings.admin_token_sha256 is None:
+            raise HTTPException(
+                403, f"closed: set {settings.admin_token_env} in the environment of the job that starts serving to open it"
+            )
+        scheme, _, token = (authorization or "").partition(" ")
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        if scheme.lower() != "bearer" or not hmac.compare_digest(digest, settings.admin_token_sha256):
+            raise HTTPException(401, "send Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+async def _problem(_: Request, error: Exception) -> JSONResponse:
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+    return JSONResponse({"detail": str(error)}, status_code=status)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """One sentence for each thing that is wrong, with its place, and never the value: it may be no JSON."""
+    assert isinstance(error, RequestValidationError)
+    places: dict[str, str] = {}
+    for found in error.errors():
+        path = [part for part in found["loc"][1:] if not (isinstance(part, str) and part.startswith(_UNION_TAGS))]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "the body"
+        message = found["msg"].removeprefix("Value error, ")
+        if place in places:
+            message = "must be a finite number, a text, true or false" + (", or null" if "features" in path else "")
+        places[place] = message
+    text = "; ".join(f"{place}: {message}" for place, message in list(places.items())[:5])
+    return JSONResponse({"detail": text}, status_code=422)
+
+
+_UNION_TAGS = ("bool", "int", "float", "str", "constrained-float")

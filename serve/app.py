@@ -1,0 +1,46 @@
+"""The Ray Serve deployment. Decorating happens here, at the edge: everything else is plain Python.
+
+A change of version never comes through here: replicas follow the registry, and deploying again is for new code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from serve.api import create_api
+from serve.server import Server
+from serve.settings import ServerSettings
+
+NAME = "cltrain"
+
+
+class Ingress:
+    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version to serve."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        torch.set_num_threads(1)
+        self._server = Server(ServerSettings.from_json(settings))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self._server)
+
+
+def application(
+    settings: dict[str, Any], *, replicas: int, num_cpus: float, max_ongoing_requests: int, max_queued_requests: int
+) -> Application:
+    deployment = serve.deployment(
+        name="ingress",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": num_cpus},
+        max_ongoing_requests=max_ongoing_requests,
+        max_queued_requests=max_queued_requests,
+        health_check_period_s=5.0,
+        graceful_shutdown_timeout_s=10.0,
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    )
+    return deployment(serve.ingress()(Ingress)).bind(settings)

@@ -1,0 +1,234 @@
+"""Serving beside a job: started by it, followed by it, and stopped with it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cltrain.errors import ConfigError, ServingError
+from cltrain.registry import Store
+from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
+from serve.traffic import Traffic, sample_rows, summarise
+
+
+@dataclass(kw_only=True)
+class LocalServing:
+    """The application on the Ray that is running, reached by HTTP as any client would.
+
+    host, port: where it listens; port 0 takes one that is free. replicas, num_cpus: how many, and CPUs of each.
+    poll_s: seconds between two looks at the registry, so how long a swap takes beside the loading.
+    max_batch_rows: rows of one request at most. max_ongoing_requests, max_queued_requests: what a replica works on, and
+    what waits for one, before requests are refused with 503.
+    requests_per_window, concurrency: replayed requests of a round, and how many at a time. timeout_s: of one request.
+    confirm_timeout_s: how long the replicas may take to follow a swap.
+    admin_token_env: environment variable, where the job starts, with the token for /promote and /rollback.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    num_cpus: float = 0.2
+    poll_s: float = 0.1
+    max_batch_rows: int = 1000
+    max_ongoing_requests: int = 64
+    max_queued_requests: int = 1024
+    requests_per_window: int = 40
+    concurrency: int = 4
+    timeout_s: float = 30.0
+    confirm_timeout_s: float = 30.0
+    admin_token_env: str = ADMIN_TOKEN_ENV
+    log: LogSettings = field(default_factory=LogSettings)
+    url: str | None = field(default=None, init=False)
+    _spread_s: float = field(default=2.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"serve.port must be between 0 (any that is free) and 65535, not {self.port}")
+        for name in ("replicas", "max_batch_rows", "max_ongoing_requests", "max_queued_requests", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"serve.{name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("poll_s", "timeout_s", "confirm_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"serve.{name} must be above 0 seconds, not {getattr(self, name)}")
+        for name in ("num_cpus", "requests_per_window"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"serve.{name} must be 0 or more, not {getattr(self, name)}")
+
+    def settings(self, store: Store, model: str) -> dict[str, Any]:
+        """What each replica is told; raises `ConfigError` for what it would refuse."""
+        settings = ServerSettings(
+            store=store.to_json(),
+            model=model,
+            log=self.log,
+            poll_s=self.poll_s,
+            max_batch_rows=self.max_batch_rows,
+            admin_token_sha256=admin_token_digest(self.admin_token_env),
+            admin_token_env=self.admin_token_env,
+        )
+        return asdict(settings)
+
+    def start(self, store: Store, model: str) -> None:
+        """Start the application for the champion of `model`, now or as soon as there is one. Ray must be initialised.
+
+        Raises `ServingError` when the port is taken, before anything is started.
+        """
+        from ray import serve
+
+        from serve.app import NAME, application
+
+        port = free_port(self.host, self.port)
+        app = application(
+            self.settings(store, model),
+            replicas=self.replicas,
+            num_cpus=self.num_cpus,
+            max_ongoing_requests=self.max_ongoing_requests,
+            max_queued_requests=self.max_queued_requests,
+        )
+        with _quiet():
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": self.host, "port": port, "request_timeout_s": self.timeout_s},
+                logging_config={"log_level": "ERROR", "enable_access_log": False},
+            )
+            try:
+                serve.run(app, name=NAME, route_prefix="/")
+            except Exception as error:
+                serve.shutdown()
+                raise ServingError(f"the serving application did not start: {error}") from error
+        self.url = f"http://{_reachable(self.host)}:{port}"
+
+    def stop(self) -> None:
+        """Stop what `start` started; the logs are closed and complete after it. Safe to call at any time."""
+        from ray import serve
+
+        if self.url is not None:
+            self.url = None
+            with _quiet():
+                serve.shutdown()
+
+    def traffic(self, rows: pa.Table, seed: int) -> Traffic:
+        """Replay a sample of an event table while the block runs; it is paced by how long the last block took."""
+        return _Paced(
+            url=self._running(),
+            rows=sample_rows(rows, self.requests_per_window, seed),
+            spread_s=self._spread_s,
+            concurrency=self.concurrency,
+            timeout_s=self.timeout_s,
+            serving=self,
+        )
+
+    def confirm(self, version: str, epoch: int) -> float:
+        """Seconds until every replica answers at `epoch` or later; raises `ServingError` that says what keeps them."""
+        started = time.monotonic()
+        followed: set[str] = set()
+        seen: dict[str, Any] = {}
+        while len(followed) < self.replicas:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                seen = get_json(self._running(), "/versions", timeout_s=self.confirm_timeout_s)
+                if seen["epoch"] >= epoch:
+                    followed.add(seen["replica"])
+                    continue
+            if time.monotonic() - started > self.confirm_timeout_s:
+                raise ServingError(
+                    f"{len(followed)} of {self.replicas} replicas follow the swap to {version} (epoch {epoch}) after "
+                    f"{self.confirm_timeout_s:g} s; one answers {seen.get('champion')} at epoch {seen.get('epoch')}: "
+                    f"{seen.get('error') or 'it has not looked at the registry'}"
+                )
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def _running(self) -> str:
+        if self.url is None:
+            raise ServingError("serving is not started: call start(store, model) first")
+        return self.url
+
+
+@dataclass
+class _Paced(Traffic):
+    """Traffic that tells the next one how long its block took."""
+
+    serving: LocalServing | None = None
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.serving is not None:
+            self.serving._spread_s = self.block_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoServing:
+    """Nothing is served: the loop runs without a server and without Ray Serve."""
+
+    url: None = field(default=None, init=False)
+
+    def start(self, store: Store, model: str) -> None:
+        """Nothing to start."""
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+    def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[NoTraffic]:
+        return contextlib.nullcontext(NoTraffic())
+
+    def confirm(self, version: str, epoch: int) -> None:
+        """There is nobody to follow."""
+        return None
+
+
+@dataclass(frozen=True)
+class NoTraffic:
+    result: dict[str, Any] = field(default_factory=lambda: summarise([], 0))
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or one that is free for 0. Raises `ServingError` when it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(f"port {port} of {host} is in use or not allowed ({error.strerror}): pass serve.port=N") from error
+        return probe.getsockname()[1]
+
+
+def get_json(url: str, path: str, timeout_s: float) -> Any:
+    """GET on a connection of its own, with no proxy in between."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"connection": "close"})
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise http.client.HTTPException(f"{path} answers {answer.status}: {body[:200]!r}")
+        return json.loads(body)
+    finally:
+        connection.close()
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Serve tells at length how it starts; its errors stay."""
+    loggers = [logging.getLogger(name) for name in ("ray.serve", "ray.serve._private")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

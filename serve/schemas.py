@@ -1,0 +1,147 @@
+"""Bodies of requests and answers, as OpenAPI shows them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from serve.feedback import FeedbackType
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("is too far from the year 2000") from error
+
+
+Instant = Annotated[datetime, AfterValidator(_utc)]
+Id = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+Label = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr
+Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr | None
+
+_ROW: dict[str, Any] = {"event_id": "UA-1545", "event_time": "2013-01-01T05:15:00Z", "features": {"distance": 1400, "carrier": "UA"}}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PredictRow(_Body):
+    """Features by name: those that are absent count as null, those that the model does not know are ignored."""
+
+    event_id: Id | None = None
+    event_time: Instant | None = None
+    features: dict[str, Value]
+
+
+class PredictRequest(_Body):
+    """Many rows under `rows`, or the fields of one row."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"rows": [_ROW]}, _ROW]})
+    rows: list[PredictRow] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_row(cls, body: Any) -> Any:
+        return {"rows": [body]} if isinstance(body, dict) and "features" in body else body
+
+
+class PredictAnswer(BaseModel):
+    """All rows are answered by one version. A prediction has its ids and `probability` and `label` (binary),
+    `probabilities` by class and `label` (multiclass), or `value` (regression)."""
+
+    version: str = Field(examples=["ranker:1.3"])
+    epoch: int = Field(description="grows with each change of the champion", examples=[4])
+    predictions: list[dict[str, Any]] = Field(
+        examples=[[{"request_id": "0197a0c0…", "event_id": "UA-1545", "probability": 0.81, "label": 1}]]
+    )
+
+
+class FeedbackRow(_Body):
+    """A label for the request or the event that it names; one of the two ids is needed."""
+
+    request_id: Id | None = None
+    event_id: Id | None = None
+    label: Label
+    label_time: Instant | None = None
+    type: FeedbackType = "system"
+
+    @model_validator(mode="after")
+    def _has_an_id(self) -> FeedbackRow:
+        if self.request_id is None and self.event_id is None:
+            raise ValueError("a label needs a request_id or an event_id to belong to")
+        return self
+
+
+class FeedbackRequest(_Body):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"rows": [{"event_id": "UA-1545", "label": 1, "label_time": "2013-01-01T08:30:00Z"}]}]},
+    )
+    rows: list[FeedbackRow] = Field(min_length=1)
+
+
+class FeedbackAnswer(BaseModel):
+    stored: int
+    duplicates: int
+
+
+class PromoteRequest(_Body):
+    """`expected`: the champion that you believe is there; the answer is 409 if it is another."""
+
+    version: str = Field(examples=["1.3"])
+    reason: str = Field(min_length=1, examples=["approved in review"])
+    expected: str | None = None
+
+
+class RollbackRequest(_Body):
+    reason: str = Field(min_length=1, examples=["complaints since 10:00"])
+
+
+class SwapAnswer(BaseModel):
+    version: str
+    epoch: int
+
+
+class Resident(BaseModel):
+    version: str
+    weights_digest: str
+    size_bytes: int
+    loaded_at: datetime
+    load_s: float
+
+
+class VersionsAnswer(BaseModel):
+    """What this replica answers with. `epoch` is behind `registry_epoch` while a new champion is being loaded or
+    when it cannot be; `error` then says why. `served` counts requests by version, `failed` those without an answer."""
+
+    replica: str
+    model: str
+    champion: str | None
+    epoch: int
+    registry_epoch: int
+    loaded_at: datetime | None
+    resident: list[Resident]
+    served: dict[str, int]
+    failed: int
+    predictions_log: dict[str, Any]
+    feedback_log: dict[str, Any]
+    error: str | None
+
+
+class Health(BaseModel):
+    alive: bool
+    replica: str
+    error: str | None
+
+
+class Ready(BaseModel):
+    version: str
+    epoch: int
+
+
+class Problem(BaseModel):
+    detail: str
