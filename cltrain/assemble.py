@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -15,11 +16,12 @@ from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConfigError, StoreError
 from cltrain.evaluate import headline
 from cltrain.loop import Loop, Timeline
-from cltrain.records import Json, RunInfo
+from cltrain.records import Json, Kind, RunInfo, to_json
 from cltrain.registry import Registry, RoundLog, Store
 from cltrain.storage import digest_json
 from cltrain.summary import summarise
 from cltrain.tracking.base import Trackers
+from cltrain.train.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +127,32 @@ def run_loop(settings: Mapping[str, Any]) -> Json:
         summary = summarise(rounds, loop.registry, loop.log, held_out) | {"store": info.store, "run_dir": info.run_dir}
         loop.tracker.close(rounds, summary)
         return summary
+
+
+def run_by_hand(settings: Mapping[str, Any], kind: Kind) -> Json:
+    """One update because somebody asks for it, `jobs.update` and `jobs.recalibrate`: weighed, judged and rolled out like any
+    other. `settings` has `base` and `reason` beside those of the loop."""
+    with running_loop(settings) as (loop, info):
+        loop.tracker.start(info, loop.rounds.finished())
+        done = loop.by_hand(kind, str(settings["base"]), f"manual:{getpass.getuser()}: {settings['reason']}")
+        loop.tracker.finished(done)
+        return to_json(done) | {"store": info.store, "run_dir": info.run_dir}
+
+
+def run_evaluation(settings: Mapping[str, Any]) -> Json:
+    """`jobs.evaluate`: a version against the champion (or against `against`) on the held-out rows of every window."""
+    parts = {key: build(settings[key], key) for key in ("data", "snapshot", "contract", "evaluate")}
+    store = open_store(settings, create=False)
+    registry = Registry(store, settings["model"]["name"])
+    version, rival = (registry.version(str(settings[key])) for key in ("version", "against"))
+    event_log = EventLog(parts["data"])
+    snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
+    rounds = [r for r in RoundLog(store, registry.model).finished() if r.status != "quarantined"]
+    held_out = [(r.index, snapshots.table(r.observation.holdout)) for r in rounds]
+    ours, theirs = (Predictor.load(store.storage, v.state) for v in (version, rival))
+    card = parts["evaluate"].card(ours, theirs if version.version != rival.version else None, held_out, settings["seed"])
+    verdict = build(settings["gate"], "gate").judge(card)
+    return {"version": version.version, "against": rival.version, "card": to_json(card), "verdict": to_json(verdict)}
 
 
 def _require_rounds(parts: Mapping[str, Any], event_log: EventLog) -> None:

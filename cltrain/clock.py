@@ -40,9 +40,17 @@ def from_us(us: int) -> datetime:
 
 @dataclass(frozen=True, kw_only=True)
 class DataTime:
-    """Time is where the data ends, so that the loop runs over history without waiting."""
+    """Time is where the data ends, so that the loop runs over history without waiting.
 
+    slack: share of a window by which history may end before it: data up to a minute before midnight fills the day.
+    """
+
+    slack: float = 0.05
     waits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.slack < 1:
+            raise ConfigError(f"clock.slack must be a share of a window between 0 and 1, not {self.slack}")
 
     def now(self, data_end: datetime) -> datetime:
         return data_end
@@ -58,6 +66,7 @@ class WallClock:
 
     waits: ClassVar[bool] = True
     poll_s: float = 5.0
+    slack: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         if self.poll_s <= 0:

@@ -9,6 +9,7 @@ CltrainError
 │   ├── ConflictError  somebody else moved the alias or took the round first
 │   └── DigestError    a file is not the one that was recorded
 ├── UpdateError        an update could not be trained
+├── ClusterError       a job could not be started on a cluster, or failed there
 └── ServingError       the serving application could not start or did not follow a swap
 """
 
@@ -48,6 +49,10 @@ class DigestError(StoreError):
 
 
 class UpdateError(CltrainError):
+    pass
+
+
+class ClusterError(CltrainError):
     pass
 
 

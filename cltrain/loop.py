@@ -16,7 +16,7 @@ import pyarrow as pa
 from cltrain.data.contract import Contract
 from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
-from cltrain.errors import UpdateError
+from cltrain.errors import ConflictError, UpdateError
 from cltrain.evaluate import Evaluation
 from cltrain.gate import NonInferiority
 from cltrain.observe import Watch
@@ -48,6 +48,8 @@ class Windows(Protocol):
 
 
 class Clock(Protocol):
+    slack: float
+
     def now(self, data_end: datetime) -> datetime: ...
     def wait(self) -> bool: ...
 
@@ -63,6 +65,15 @@ class Serving(Protocol):
 
     def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[Any]: ...
     def confirm(self, version: str, epoch: int) -> float | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An update that somebody asks for: of this kind, from this version, for this reason."""
+
+    kind: Kind
+    base: VersionRecord
+    reason: str
 
 
 @dataclass(kw_only=True)
@@ -88,8 +99,7 @@ class Loop:
 
     def run(self, max_rounds: int | None = None) -> list[Round]:
         """Turn round after round until the clock says that nothing more will come, or `max_rounds` are finished."""
-        self.finished = self.rounds.finished()
-        watch = Watch(self.log, self.snapshots, self.contract, self.registry, self.finished)
+        watch = self.watch()
         while True:
             for window in self.windows.cut(Timeline(self.log, self.clock), self.finished[-1].window if self.finished else None):
                 if max_rounds is not None and len(self.finished) >= max_rounds:
@@ -100,36 +110,50 @@ class Loop:
                 return self.finished
             self.log.refresh()
 
-    def turn(self, window: Window, watch: Watch) -> Round:
+    def watch(self) -> Watch:
+        """Go on from the rounds that are on file."""
+        self.finished = self.rounds.finished()
+        return Watch(self.log, self.snapshots, self.contract, self.registry, self.finished)
+
+    def by_hand(self, kind: Kind, base: str, reason: str) -> Round:
+        """One round outside the series, because somebody asks for it: with all that became known since `base`."""
+        watch = self.watch()
+        version = self.registry.version(base)
+        now = self.clock.now(self.log.end())
+        start = min(version.challenger.cursor.until, now)
+        window = Window(index=self.rounds.next_by_hand(), start=start, end=now)
+        return self.turn(window, watch, Asked(kind=kind, base=version, reason=reason))
+
+    def turn(self, window: Window, watch: Watch, asked: Asked | None = None) -> Round:
         """One round. Each stage is on file before the next begins, so that a crash costs one stage at most."""
         started = time.perf_counter()
         champion = self.registry.champion()
+        base = asked.base if asked else champion
         once = _Stages(self.rounds, self.tracker, window)
-        seen = once("observe", Observation, lambda: watch.observe(window, champion))
-        decision = once("decide", Decision, lambda: self._decide(window, seen, champion))
+        seen = once("observe", Observation, lambda: watch.observe(window, base))
+        decision = once("decide", Decision, lambda: self._decide(window, seen, champion, asked))
         versions: list[VersionRecord] = []
-        roll_out = None
-        status, served, freshness = _idle(seen, decision), {}, None
+        winner = roll_out = freshness = None
+        served: Json = {}
         if decision.fire:
             with self.serving.traffic(watch.rows(seen), self.seed + window.index) as traffic:
                 try:
-                    for kind in self._kinds(window, champion):
-                        versions.append(self._challenge(kind, window, decision, seen, champion, watch, once))
-                except UpdateError as error:
-                    decision = Decision(fire=True, reason=f"{decision.reason}; the update failed: {error}")
-                winner = min((v for v in versions if v.verdict.accepted), key=_score, default=None)
-                if winner is not None:
-                    roll_out = once("roll_out", RollOut, lambda: self._promote(winner, champion, window))
-                    freshness = time.perf_counter() - started
+                    for kind in [asked.kind] if asked else self._kinds(window, champion):
+                        versions.append(self._challenge(kind, window, decision, seen, base, champion, watch, once))
+                    winner = min((v for v in versions if v.verdict.accepted), key=_score, default=None)
+                    if winner is not None:
+                        roll_out = once("roll_out", RollOut, lambda: self._promote(winner, champion, window))
+                        freshness = time.perf_counter() - started
+                except (UpdateError, ConflictError) as error:
+                    decision = Decision(fire=True, reason=f"{decision.reason}; but {error}")
             served = traffic.result
-            status = "promoted" if winner else "rejected" if versions else "failed"
         return once(
             "done",
             Round,
             lambda: Round(
                 index=window.index,
                 window=window,
-                status=status,
+                status=_status(seen, decision, versions, roll_out),
                 observation=seen,
                 decision=decision,
                 champion=roll_out.version if roll_out else champion.version if champion else None,
@@ -142,7 +166,11 @@ class Loop:
             ),
         )
 
-    def _decide(self, window: Window, seen: Observation, champion: VersionRecord | None) -> Decision:
+    def _decide(
+        self, window: Window, seen: Observation, champion: VersionRecord | None, asked: Asked | None
+    ) -> Decision:
+        if asked:
+            return Decision(fire=True, reason=asked.reason)
         if seen.problems:
             return Decision(fire=False, reason="quarantined: " + "; ".join(seen.problems))
         if not seen.fresh.rows:
@@ -166,11 +194,12 @@ class Loop:
         window: Window,
         decision: Decision,
         seen: Observation,
+        base: VersionRecord | None,
         champion: VersionRecord | None,
         watch: Watch,
         once: _Stages,
     ) -> VersionRecord:
-        """Freeze, update, weigh, judge and register one challenger."""
+        """Freeze, update, weigh, judge and register one challenger; a stateful one continues from `base`."""
         since = self.recalibrate.since(window.end)
         snapshot = seen.fresh
         if kind == "stateless":
@@ -178,9 +207,9 @@ class Loop:
                 f"snapshot {kind}", Snapshot, lambda: self.snapshots.between("train", "train", window.end, since, window.end)
             )
         request = UpdateRequest(
-            number=2 * window.index + (kind == "stateless"),
+            number=abs(2 * window.index) + (kind == "stateless"),
             kind=kind,
-            parent=champion.state if champion and kind == "stateful" else None,
+            parent=base.state if base and kind == "stateful" else None,
             snapshot=snapshot,
             cursor=seen.cursor,
             seed=derive_seed(self.seed, "update", window.index, kind),
@@ -214,7 +243,7 @@ class Loop:
 
     def _promote(self, winner: VersionRecord, champion: VersionRecord | None, window: Window) -> RollOut:
         previous = champion.version if champion else None
-        epoch = self.registry.promote(winner.version, by="loop", reason=f"round {window.index}: {winner.reason}")
+        epoch = self.registry.promote(winner.version, by="loop", reason=winner.reason, expected=previous)
         confirm_s = self.serving.confirm(winner.version, epoch)
         return RollOut(kind="swap", version=winner.version, previous=previous, epoch=epoch, confirm_s=confirm_s)
 
@@ -225,6 +254,10 @@ class Timeline:
 
     log: EventLog
     clock: Clock
+
+    @property
+    def slack(self) -> float:
+        return self.clock.slack
 
     def first(self) -> datetime | None:
         return self.log.first()
@@ -247,10 +280,10 @@ class _Stages:
         return self.rounds.once(self.window.index, stage, kind, produce)
 
 
-def _idle(seen: Observation, decision: Decision) -> Any:
-    if seen.problems:
-        return "quarantined"
-    return "waited" if seen.fresh.rows else "empty"
+def _status(seen: Observation, decision: Decision, versions: list[VersionRecord], roll_out: RollOut | None) -> Any:
+    if decision.fire:
+        return "promoted" if roll_out else "rejected" if versions else "failed"
+    return "quarantined" if seen.problems else "waited" if seen.fresh.rows else "empty"
 
 
 def _score(version: VersionRecord) -> float:

@@ -31,17 +31,17 @@ STATUS: tuple[tuple[type[CltrainError], int], ...] = (
 
 
 def create_api(server: Server) -> FastAPI:
-    """All routes. Every error is `{"detail": "what, and what to do"}`. The server is closed when the application ends."""
+    """All routes. Every error is `{"detail": "what, and what to do"}`. The end of the application closes the server."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(server.close)
 
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.Problem} for status in (413, 422, 503)
-    }
-    api = FastAPI(title="cltrain", description=f"Answers of {server.settings.model}, always by its champion.", lifespan=lifespan)
+    problems: dict[int | str, dict[str, Any]] = {status: {"model": schemas.Problem} for status in (413, 422, 503)}
+    api = FastAPI(
+        title="cltrain", description=f"Answers of {server.settings.model}, always by its champion.", lifespan=lifespan
+    )
     api.add_exception_handler(CltrainError, _problem)
     api.add_exception_handler(RequestValidationError, _invalid)
     _add_data_routes(api, server, problems)
@@ -53,7 +53,9 @@ def create_api(server: Server) -> FastAPI:
 def _add_data_routes(api: FastAPI, server: Server, problems: dict[int | str, dict[str, Any]]) -> None:
     def check_size(rows: int) -> None:
         if rows > server.settings.max_batch_rows:
-            raise HTTPException(413, f"{rows} rows are more than the {server.settings.max_batch_rows} of one request: send fewer")
+            raise HTTPException(
+                413, f"{rows} rows are more than the {server.settings.max_batch_rows} of one request: send fewer"
+            )
 
     @api.post("/predict", response_model=schemas.PredictAnswer, responses=problems)
     async def predict(body: schemas.PredictRequest) -> Response:
@@ -117,7 +119,8 @@ def _admin_check(settings: ServerSettings) -> Any:
     async def check(authorization: Annotated[str | None, Header()] = None) -> None:
         if settings.admin_token_sha256 is None:
             raise HTTPException(
-                403, f"closed: set {settings.admin_token_env} in the environment of the job that starts serving to open it"
+                403,
+                f"closed: set {settings.admin_token_env} in the environment of the job that starts serving to open it",
             )
         scheme, _, token = (authorization or "").partition(" ")
         digest = hashlib.sha256(token.encode()).hexdigest()
@@ -135,16 +138,15 @@ async def _problem(_: Request, error: Exception) -> JSONResponse:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """One sentence for each thing that is wrong, with its place, and never the value: it may be no JSON."""
     assert isinstance(error, RequestValidationError)
-    places: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for found in error.errors():
-        path = [part for part in found["loc"][1:] if not (isinstance(part, str) and part.startswith(_UNION_TAGS))]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "the body"
+        path = list(found["loc"][1:])
+        scalar = next((name for name in ("features", "label") if name in path), None)
         message = found["msg"].removeprefix("Value error, ")
-        if place in places:
-            message = "must be a finite number, a text, true or false" + (", or null" if "features" in path else "")
-        places[place] = message
-    text = "; ".join(f"{place}: {message}" for place, message in list(places.items())[:5])
+        if scalar is not None and path[-1] != scalar:  # what follows names a branch of the union, which says nothing
+            path = path[: path.index(scalar) + (2 if scalar == "features" else 1)]
+            message = "must be a finite number, a text, true or false" + (", or null" if scalar == "features" else "")
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+        problems[place or "the body"] = message
+    text = "; ".join(f"{place}: {message}" for place, message in list(problems.items())[:5])
     return JSONResponse({"detail": text}, status_code=422)
-
-
-_UNION_TAGS = ("bool", "int", "float", "str", "constrained-float")

@@ -20,7 +20,7 @@ NAME = "cltrain"
 
 
 class Ingress:
-    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version to serve."""
+    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version serves."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)

@@ -45,9 +45,9 @@ class Feedback(NamedTuple):
 
 
 class FeedbackLog(SegmentLog):
-    """Segments below `feedback/`. The label that an event already has is counted as a duplicate and not written; another
-    label for it is a correction and is. What was stored is known across restarts for the most recent keys; a duplicate
-    that reaches another replica is written there and makes no difference to the join."""
+    """Segments below `feedback/`. The label that an event already has is counted as a duplicate and not written;
+    another label for it is a correction and is. What was stored is known across restarts for the most recent keys; a
+    duplicate that reaches another replica is written there and makes no difference to the join."""
 
     def __init__(self, storage: Storage, replica: str, settings: LogSettings) -> None:
         self.duplicates = 0
@@ -106,7 +106,8 @@ def read_feedback(storage: Storage) -> pa.Table:
 
 
 def join_feedback(predictions: pa.Table, feedback: pa.Table) -> pa.Table:
-    """Predictions, in their order, with `label`, `label_value`, `label_time` and `feedback_type`; null while there is none.
+    """Predictions, in their order, with `label`, `label_value`, `label_time` and `feedback_type`, null while there is
+    no label.
 
     Feedback meets a prediction by request id or by event id. Of several labels the one with the latest label time wins,
     then the one received last.

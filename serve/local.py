@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -34,6 +34,7 @@ class LocalServing:
     admin_token_env: environment variable, where the job starts, with the token for /promote and /rollback.
     """
 
+    needs_ray: ClassVar[bool] = True
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
@@ -169,6 +170,7 @@ class _Paced(Traffic):
 class NoServing:
     """Nothing is served: the loop runs without a server and without Ray Serve."""
 
+    needs_ray: ClassVar[bool] = False
     url: None = field(default=None, init=False)
 
     def start(self, store: Store, model: str) -> None:
@@ -198,7 +200,9 @@ def free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ServingError(f"port {port} of {host} is in use or not allowed ({error.strerror}): pass serve.port=N") from error
+            raise ServingError(
+                f"port {port} of {host} is in use or not allowed ({error.strerror}): pass serve.port=N"
+            ) from error
         return probe.getsockname()[1]
 
 

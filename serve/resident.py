@@ -45,9 +45,9 @@ class Loaded:
 class ResidentVersions:
     """Champion and previous champion of a registry, loaded and warm; `current` is the pair that a request reads once.
 
-    `refresh` looks at the registry's epoch and follows it: the new champion is loaded, its digests are checked and it is
-    warmed up before `current` points to it. One that cannot be loaded leaves the old one answering; `error` says why,
-    and it is tried again, ever more slowly. `start` does all this in a thread every `poll_s` seconds.
+    `refresh` looks at the registry's epoch and follows it: the new champion is loaded, its digests are checked and it
+    is warmed up before `current` points to it. One that cannot be loaded leaves the old one answering; `error` says
+    why, and it is tried again, ever more slowly. `start` does all this in a thread every `poll_s` seconds.
     """
 
     def __init__(self, registry: Registry, poll_s: float) -> None:
@@ -124,8 +124,8 @@ class ResidentVersions:
         return True
 
     def _fall_back(self) -> bool:
-        """A process that starts beside a champion that it cannot load answers with the previous one, at an epoch that is
-        behind the registry's."""
+        """A process that starts beside a champion that it cannot load answers with the previous one, at an epoch that
+        is behind the registry's."""
         previous = self._previous()
         loaded = self._load_previous(previous) if previous is not None else None
         if previous is None or loaded is None:
@@ -173,7 +173,9 @@ def load(storage: Storage, record: VersionRecord) -> Loaded:
     for rows in WARM_UP_ROWS:
         for answer in predictor.answer([{EVENT_TIME: datetime.now(UTC)}] * rows):
             if not math.isfinite(chosen(answer)[0]):
-                raise ServingError(f"{record.model}:{record.version} answers {answer} to a row of nulls: it is not served")
+                raise ServingError(
+                    f"{record.model}:{record.version} answers {answer} to a row of nulls: it is not served"
+                )
     return Loaded(predictor, record.weights_digest, datetime.now(UTC), time.perf_counter() - started)
 
 

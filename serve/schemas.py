@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from serve.feedback import FeedbackType
 
@@ -17,12 +27,23 @@ def _utc(value: datetime) -> datetime:
         raise ValueError("is too far from the year 2000") from error
 
 
-Instant = Annotated[datetime, AfterValidator(_utc)]
-Id = Annotated[StrictStr, Field(min_length=1, max_length=200)]
-Label = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr
-Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr | None
+def _unicode(value: str) -> str:
+    """JSON can hold half of a surrogate pair, which no file can."""
+    value.encode()
+    return value
 
-_ROW: dict[str, Any] = {"event_id": "UA-1545", "event_time": "2013-01-01T05:15:00Z", "features": {"distance": 1400, "carrier": "UA"}}
+
+Instant = Annotated[datetime, AfterValidator(_utc)]
+Text = Annotated[StrictStr, AfterValidator(_unicode)]
+Id = Annotated[Text, Field(min_length=1, max_length=200)]
+Label = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text
+Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text | None
+
+_ROW: dict[str, Any] = {
+    "event_id": "UA-1545",
+    "event_time": "2013-01-01T05:15:00Z",
+    "features": {"distance": 1400, "carrier": "UA"},
+}
 
 
 class _Body(BaseModel):
@@ -79,7 +100,9 @@ class FeedbackRow(_Body):
 class FeedbackRequest(_Body):
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"rows": [{"event_id": "UA-1545", "label": 1, "label_time": "2013-01-01T08:30:00Z"}]}]},
+        json_schema_extra={
+            "examples": [{"rows": [{"event_id": "UA-1545", "label": 1, "label_time": "2013-01-01T08:30:00Z"}]}]
+        },
     )
     rows: list[FeedbackRow] = Field(min_length=1)
 
@@ -92,13 +115,13 @@ class FeedbackAnswer(BaseModel):
 class PromoteRequest(_Body):
     """`expected`: the champion that you believe is there; the answer is 409 if it is another."""
 
-    version: str = Field(examples=["1.3"])
-    reason: str = Field(min_length=1, examples=["approved in review"])
-    expected: str | None = None
+    version: Text = Field(examples=["1.3"])
+    reason: Text = Field(min_length=1, examples=["approved in review"])
+    expected: Text | None = None
 
 
 class RollbackRequest(_Body):
-    reason: str = Field(min_length=1, examples=["complaints since 10:00"])
+    reason: Text = Field(min_length=1, examples=["complaints since 10:00"])
 
 
 class SwapAnswer(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -32,8 +33,8 @@ def new_id() -> str:
 
 
 class SegmentLog:
-    """Rows go to `<folder>/<replica>-<n>.arrow`. A local store is written in place; for a remote one a segment grows in a
-    spool folder on this machine and is uploaded when it ends, or by the next process here if this one dies.
+    """Rows go to `<folder>/<replica>-<n>.arrow`. A local store is written in place; for a remote one a segment grows in
+    a spool folder on this machine and is uploaded when it ends, or by the next process here if this one dies.
 
     `offer` never waits and sheds what does not fit; `append` gives a future that is done when the rows are on disk.
     A write that fails loses its rows to the log, is counted, and starts a new segment: serving goes on.
@@ -133,7 +134,7 @@ class SegmentLog:
                 self.error = f"{type(caught).__name__}: {caught}"
                 log.error("the %s log lost %d rows: %s", self._folder, len(fresh), self.error)
                 self.forget(fresh)
-                self._segment = None
+                self._abandon()
         for rows, (_, done) in zip(admitted, items, strict=True):
             if done is None:
                 continue
@@ -150,6 +151,14 @@ class SegmentLog:
             self._number += 1
             self._segment = _Segment(self._place(f"{self._replica}-{self._number:06d}.arrow"), self._schema)
         self._segment.write(batch)
+
+    def _abandon(self) -> None:
+        """After a write that failed nothing more can be read behind it: what comes next goes to a new segment."""
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.drop()
+            if not self._storage.is_local:
+                self._unsent.append(segment.path)
 
     def _rotate(self) -> None:
         segment, self._segment = self._segment, None
@@ -207,6 +216,10 @@ class _Segment:
         with self._file:
             self._writer.close()
             self._sync()
+
+    def drop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _sync(self) -> None:
         self._file.flush()

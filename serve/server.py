@@ -61,7 +61,8 @@ class Server:
     def predict(self, rows: list[PredictRow]) -> dict[str, Any]:
         """The body of the answer. All rows are answered by the version that is current now, whatever happens meanwhile.
 
-        Raises `NoChampionError`, `DataError` for a number that cannot be read, `ServingError` for an answer that is none.
+        Raises `NoChampionError`, `DataError` for a number that cannot be read, `ServingError` for an answer that is
+        not finite.
         """
         started = time.perf_counter_ns()
         served = self.resident.current
@@ -70,7 +71,9 @@ class Server:
         now = datetime.now(UTC)
         times = [row.event_time or now for row in rows]
         try:
-            answers = _answer(served.predictor, [{**r.features, EVENT_TIME: t} for r, t in zip(rows, times, strict=True)])
+            answers = _answer(
+                served.predictor, [{**r.features, EVENT_TIME: t} for r, t in zip(rows, times, strict=True)]
+            )
         except Exception as error:
             self.failed += not isinstance(error, DataError)
             raise
@@ -108,14 +111,15 @@ class Server:
         """Returns when the labels are on disk; raises `StoreError` when they cannot be put there."""
         now = datetime.now(UTC)
         labels = [
-            Feedback(row.request_id, row.event_id, row.type, *label_text(row.label), row.label_time or now, now) for row in rows
+            Feedback(row.request_id, row.event_id, row.type, *label_text(row.label), row.label_time or now, now)
+            for row in rows
         ]
         stored = await asyncio.wrap_future(self.labels.append(labels))
         return {"stored": stored, "duplicates": len(rows) - stored}
 
     def promote(self, version: str, reason: str, expected: str | None) -> tuple[str, int]:
-        """Load, verify, and only then commit to the registry. Raises `NoSuchVersionError`, or `ConflictError` when the version
-        is unfit or somebody else was first; blocks while it loads."""
+        """Load, verify, and only then commit to the registry. Raises `NoSuchVersionError`, or `ConflictError` when the
+        version is unfit or somebody else was first; blocks while it loads."""
         number = version.removeprefix(f"{self.settings.model}:")
         record = next((v for v in self.registry.versions() if v.version == number), None)
         if record is None:

@@ -2,29 +2,31 @@
 
 An event table has `_event_id` (string), `_event_time` and `_label_time` (timestamp, microseconds, UTC), `_label`
 (float64, or string for classes; null while unknown) and then the features under their own names: numeric ones as
-float64, categorical ones as string, both nullable.
+float64 (finite), categorical ones as string, both nullable.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cltrain.errors import ConfigError, LabelError, SchemaError
+from cltrain.data.values import TIMESTAMP, UNREADABLE, instants, is_text, labels, numbers, text_of, texts
+from cltrain.errors import ConfigError, SchemaError
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME
 from cltrain.task import check_task
 
 log = logging.getLogger(__name__)
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
 HOUR, WEEKDAY = "_hour", "_weekday"
+RESERVED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, HOUR, WEEKDAY, "_key")  # the last one is the memory's
+FeatureKind = Literal["numeric", "categorical"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Columns:
     """Which column is what, as the user says it; the rest are features.
 
     Strings, booleans and dictionaries are categorical, numbers numeric, unless `categorical` names them.
-    `positive` names the positive label of a binary task whose labels are two strings. With `time_features` the
+    `positive` names the positive label of a binary task whose labels are not 0 and 1. With `time_features` the
     hour of the day and the day of the week of the event time become features.
     """
 
@@ -43,24 +45,34 @@ class Columns:
     event_id: str | None = None
     exclude: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
-    positive: str | None = None
+    positive: str | int | float | bool | None = None
     time_features: bool = True
 
     def __post_init__(self) -> None:
         check_task(self.task)
         object.__setattr__(self, "exclude", tuple(self.exclude))
         object.__setattr__(self, "categorical", tuple(self.categorical))
+        if self.positive is not None:
+            object.__setattr__(self, "positive", text_of(self.positive))
+            if self.task != "binary":
+                raise ConfigError(f"data.positive={self.positive} is for data.task=binary, not for {self.task}")
         for name in ("event_time", "label"):
             if not getattr(self, name):
                 raise ConfigError(f"data.{name} is not set: name the column that holds it, data.{name}=COLUMN")
-        if self.event_time == self.label:
-            raise ConfigError(f"data.event_time and data.label are both {self.label!r}: they must be two columns")
+        for name in ("event_time", "label_time", "event_id"):
+            if getattr(self, name) == self.label:
+                raise ConfigError(f"data.{name} and data.label are both {self.label!r}: they must be two columns")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The columns that every file must have."""
+        return tuple(n for n in (self.event_time, self.label, self.label_time, self.event_id) if n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
     name: str
-    kind: Literal["numeric", "categorical"]
+    kind: FeatureKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +85,33 @@ class Schema:
 
     def names(self, kind: str) -> tuple[str, ...]:
         return tuple(f.name for f in self.features if f.kind == kind)
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The form of its event tables."""
+        label = pa.string() if self.columns.task == "multiclass" else pa.float64()
+        types = {EVENT_ID: pa.string(), EVENT_TIME: TIMESTAMP, LABEL_TIME: TIMESTAMP, LABEL: label}
+        return pa.schema(types | {f.name: pa.float64() if f.kind == "numeric" else pa.string() for f in self.features})
+
+    @property
+    def wanted(self) -> list[str]:
+        """Columns to read from a file."""
+        names = [*self.columns.roles, *(f.name for f in self.features if f.name not in (HOUR, WEEKDAY))]
+        return list(dict.fromkeys(names))
+
+    @classmethod
+    def from_json(cls, columns: Mapping[str, Any], features: Iterable[Mapping[str, Any]]) -> Schema:
+        return cls(columns=Columns(**columns), features=tuple(Feature(**f) for f in features))
+
+
+def union(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """All columns of all files in order of appearance, each with the type of the first file that has values in it."""
+    types: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            if field.name not in types or pa.types.is_null(types[field.name]):
+                types[field.name] = field.type
+    return pa.schema(types)
 
 
 def infer_schema(table: pa.Schema, columns: Columns) -> Schema:
@@ -90,13 +129,20 @@ def infer_schema(table: pa.Schema, columns: Columns) -> Schema:
             close = difflib.get_close_matches(name, table.names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise SchemaError(f"{key}={name}: no such column; {hint}the table has: {', '.join(table.names)}")
-    roles = {columns.event_time, columns.label, columns.label_time, columns.event_id, *columns.exclude}
-    features, ignored = [], []
+    features: list[Feature] = []
+    ignored: list[str] = []
     for field in table:
-        if field.name in roles:
+        if field.name in columns.roles or field.name in columns.exclude:
             continue
-        kind = "categorical" if field.name in columns.categorical else _kind(field.type)
-        if kind is None:
+        if field.name in RESERVED:
+            raise SchemaError(
+                f"column {field.name} has a name that cltrain uses itself: rename it, or leave it out with "
+                f"data.exclude='[{field.name}]'"
+            )
+        kind = kind_of(field.type)
+        if field.name in columns.categorical:
+            features.append(Feature(name=field.name, kind="categorical"))
+        elif kind is None:
             ignored.append(field.name)
         else:
             features.append(Feature(name=field.name, kind=kind))
@@ -109,135 +155,92 @@ def infer_schema(table: pa.Schema, columns: Columns) -> Schema:
     return Schema(columns=columns, features=tuple(features), ignored=tuple(ignored))
 
 
-def _kind(type_: pa.DataType) -> Literal["numeric", "categorical"] | None:
+def kind_of(type_: pa.DataType) -> FeatureKind | None:
+    """What a column of this type is unless the user says otherwise; None if it cannot be a feature."""
     if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-        return "categorical" if _is_text(type_) or pa.types.is_integer(type_) else None
-    if _is_text(type_) or pa.types.is_boolean(type_):
+        return "categorical" if pa.types.is_integer(type_.value_type) else kind_of(type_.value_type)
+    if is_text(type_) or pa.types.is_boolean(type_):
         return "categorical"
     if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
         return "numeric"
     return None
 
 
-def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-
-
 def event_table(batch: pa.RecordBatch | pa.Table, schema: Schema, file: str, first_row: int) -> pa.Table:
-    """Events of one form from rows of any table; `file` and `first_row` make stable ids where there are none.
+    """Events of one form from rows of any table; `file` and `first_row` make stable ids where there are none. A feature
+    that the table lacks is null.
 
-    Raises `SchemaError` for a column that is missing or cannot be read as its kind, `LabelError` for a label
+    Raises `SchemaError` for a role without column or a column that cannot be read as its kind, `LabelError` for a label
     that does not fit the task.
     """
-    table = pa.table(batch) if isinstance(batch, pa.RecordBatch) else batch
-    names = schema.columns
-    needed = [names.event_time, names.label, *(n for n in (names.label_time, names.event_id) if n)]
-    missing = [n for n in needed if n not in table.column_names]
-    missing += [f.name for f in schema.features if not f.name.startswith("_") and f.name not in table.column_names]
+    return with_features(event_roles(batch, schema.columns, file, first_row), batch, schema)
+
+
+def event_roles(batch: pa.RecordBatch | pa.Table, columns: Columns, file: str, first_row: int) -> pa.Table:
+    """The four columns with a role; see `event_table`."""
+    missing = [name for name in columns.roles if name not in batch.schema.names]
     if missing:
-        raise SchemaError(f"{file} lacks column {', '.join(missing)}; it has: {', '.join(table.column_names)}")
-    event_time = timestamps(table.column(names.event_time), names.event_time)
-    label_time = timestamps(table.column(names.label_time), names.label_time) if names.label_time else event_time
-    if names.event_id:
-        event_id = table.column(names.event_id).cast(pa.string())
-    else:
-        rows = np.arange(first_row, first_row + table.num_rows).astype(str)
-        event_id = pc.binary_join_element_wise(pa.scalar(file), pa.array(rows), "#")
+        raise SchemaError(f"{file} lacks column {', '.join(missing)}; it has: {', '.join(batch.schema.names)}")
+    event_time = instants(_column(batch, columns.event_time), columns.event_time)
+    label_time = instants(_column(batch, columns.label_time), columns.label_time) if columns.label_time else event_time
+    positive = None if columns.positive is None else str(columns.positive)
+    label = labels(_column(batch, columns.label), name=columns.label, task=columns.task, positive=positive)
     out = {
-        EVENT_ID: event_id,
+        EVENT_ID: _event_ids(batch, columns.event_id, file, first_row),
         EVENT_TIME: event_time,
         LABEL_TIME: label_time,
-        LABEL: labels(table.column(names.label), names),
+        LABEL: label,
     }
-    for feature in schema.features:
-        out[feature.name] = feature_column(table, feature, event_time)
     return pa.table(out)
 
 
-def feature_column(table: pa.Table, feature: Feature, event_time: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+def with_features(roles: pa.Table, batch: pa.RecordBatch | pa.Table, schema: Schema) -> pa.Table:
+    """`roles` with the features of the same rows of `batch`."""
+    event_time = roles.column(EVENT_TIME)
+    out = {name: roles.column(name) for name in roles.column_names}
+    for feature in schema.features:
+        out[feature.name] = feature_column(batch, feature, event_time)
+    return pa.table(out, schema=schema.arrow)
+
+
+def feature_column(
+    batch: pa.RecordBatch | pa.Table, feature: Feature, event_time: pa.ChunkedArray | pa.Array
+) -> pa.ChunkedArray | pa.Array:
     """One feature as float64 or string; a value that cannot be read as its kind raises `SchemaError`."""
     if feature.name == HOUR:
-        seconds = pc.divide(pc.cast(event_time, pa.int64()), 1_000_000)
-        return pc.cast(pc.divide(pc.cast(_modulo(seconds, 86400), pa.float64()), 3600.0), pa.float64())
+        hour = pc.add(pc.cast(pc.hour(event_time), pa.float64()), pc.divide(pc.cast(pc.minute(event_time), pa.float64()), 60.0))
+        return pc.add(hour, pc.divide(pc.cast(pc.second(event_time), pa.float64()), 3600.0))
     if feature.name == WEEKDAY:
         return pc.cast(pc.day_of_week(event_time), pa.string())
-    column = table.column(feature.name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    wanted = pa.float64() if feature.kind == "numeric" else pa.string()
+    if feature.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, pa.float64() if feature.kind == "numeric" else pa.string())
+    column = _column(batch, feature.name)
     try:
-        return column.cast(wanted, safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return numbers(column) if feature.kind == "numeric" else texts(column)
+    except UNREADABLE as error:
         raise SchemaError(
             f"column {feature.name} was {feature.kind} and is now {column.type}: {error}; "
             f"convert it, or leave it out with data.exclude='[{feature.name}]'"
         ) from error
 
 
-def _modulo(values: pa.ChunkedArray, by: int) -> pa.ChunkedArray:
-    return pc.subtract(values, pc.multiply(pc.divide(values, by), by))
+def _column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.ChunkedArray:
+    if batch.schema.names.count(name) > 1:
+        raise SchemaError(f"column {name} is there {batch.schema.names.count(name)} times: rename one of them")
+    column = batch.column(name)
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
 
-def timestamps(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """UTC microseconds from a timestamp (naive ones are taken as UTC), a date, ISO 8601 text, or epoch numbers
-    (seconds, milliseconds, microseconds or nanoseconds by their magnitude)."""
-    type_ = column.type
-    try:
-        if pa.types.is_timestamp(type_):
-            utc = column if type_.tz else column.cast(pa.timestamp(type_.unit)).cast(pa.timestamp(type_.unit, tz="UTC"))
-            return utc.cast(TIMESTAMP, safe=False)
-        if pa.types.is_date(type_):
-            return column.cast(pa.timestamp("us")).cast(TIMESTAMP)
-        if _is_text(type_):
-            return _parse_text(column)
-        if pa.types.is_integer(type_) or pa.types.is_floating(type_):
-            largest = pc.max(pc.abs(column)).as_py() or 0
-            scale = next(s for limit, s in ((1e11, 1e6), (1e14, 1e3), (1e17, 1), (np.inf, 1e-3)) if largest < limit)
-            return pc.cast(pc.round(pc.multiply(column.cast(pa.float64()), scale)), pa.int64()).cast(TIMESTAMP)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SchemaError(f"column {name} cannot be read as a time: {error}") from error
-    raise SchemaError(f"column {name} has type {type_}, which is not a time: use a timestamp, a date or ISO 8601 text")
-
-
-def _parse_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    text = column.cast(pa.string())
-    zoned = pc.any(pc.match_substring_regex(text, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
-    return text.cast(TIMESTAMP) if zoned else text.cast(pa.timestamp("us")).cast(TIMESTAMP)
-
-
-def labels(column: pa.ChunkedArray, columns: Columns) -> pa.ChunkedArray:
-    """float64 0/1 or value, or class names as strings; null where the label is not known."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if columns.task == "multiclass":
-        if pa.types.is_floating(column.type):
-            whole = pc.all(pc.equal(pc.floor(column), column)).as_py()
-            column = column.cast(pa.int64()) if whole else column
-        return column.cast(pa.string())
-    if columns.task == "binary" and columns.positive is not None:
-        return pc.cast(pc.equal(column.cast(pa.string()), columns.positive), pa.float64())
-    if _is_text(column.type):
-        what = "data.positive=VALUE names the positive one" if columns.task == "binary" else "data.task=multiclass fits"
-        raise LabelError(
-            f"data.label={columns.label} holds text such as {_examples(column)}, which is not {columns.task}: {what}"
-        )
-    try:
-        values = column.cast(pa.float64(), safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise LabelError(f"data.label={columns.label} has type {column.type}, which cannot be a label") from error
-    values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
-    if columns.task == "binary":
-        wrong = pc.filter(values, pc.invert(pc.is_in(values, pa.array([0.0, 1.0]), skip_nulls=False)))
-        wrong = wrong.drop_null()
-        if len(wrong):
-            raise LabelError(
-                f"data.label={columns.label} holds {_examples(wrong)}, but a binary label is 0 or 1: use "
-                "data.task=multiclass or data.task=regression, or data.positive=VALUE to name the positive value"
-            )
-    return values
-
-
-def _examples(column: pa.ChunkedArray | pa.Array) -> str:
-    values: Sequence[object] = pc.unique(column.drop_null())[:3].to_pylist()
-    return ", ".join(repr(v) for v in values)
+def _event_ids(batch: pa.RecordBatch | pa.Table, name: str | None, file: str, first_row: int) -> pa.ChunkedArray:
+    """Ids of the rows; by file and row where there is no id."""
+    given = None
+    if name is not None:
+        try:
+            given = texts(_column(batch, name))
+        except UNREADABLE as error:
+            raise SchemaError(f"data.event_id={name} has type {batch.schema.field(name).type}, which cannot be an id") from error
+        if not given.null_count:
+            return given
+    rows = pa.array(np.arange(first_row, first_row + batch.num_rows)).cast(pa.string())
+    made = pc.binary_join_element_wise(file, rows, "#")
+    return pa.chunked_array([made]) if given is None else pc.coalesce(given, made)

@@ -13,7 +13,10 @@ from cltrain.records import Window
 
 
 class Timeline(Protocol):
-    """What cutting needs to know of an event log."""
+    """What cutting needs to know of an event log; `slack` is the share of a window by which it may end early."""
+
+    @property
+    def slack(self) -> float: ...
 
     def first(self) -> datetime | None: ...
     def nth_after(self, start: datetime, rows: int) -> datetime | None: ...
@@ -50,14 +53,14 @@ class DurationWindows:
                 window = Window(index=0, start=start, end=start + self._bootstrap(timeline, start, every) * every)
             else:
                 window = Window(index=after.index + 1, start=after.end, end=after.end + every)
-            if window.end > timeline.now():
+            if window.end - timeline.slack * every > timeline.now():
                 return
             yield window
             after = window
 
     def _bootstrap(self, timeline: Timeline, start: datetime, every: timedelta) -> int:
         """As many windows as asked, but one is left for the first round where history is short."""
-        whole = (timeline.now() - start) // every
+        whole = (timeline.now() + timeline.slack * every - start) // every
         return max(1, min(self.bootstrap, whole - 1))
 
 

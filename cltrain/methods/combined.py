@@ -30,6 +30,10 @@ class Combined(Method):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        return all(part.stateful for part in self.parts.values())
+
     def rehearse(self, rows: int, remembered: int, generator: torch.Generator) -> Tensor | None:
         for part in self.parts.values():
             if (index := part.rehearse(rows, remembered, generator)) is not None:

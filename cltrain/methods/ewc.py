@@ -14,13 +14,20 @@ from cltrain.methods.base import Absorbed, Method, MethodState
 from cltrain.methods.fisher import squared_gradient_sum
 from cltrain.seeding import torch_generator
 
+MAX_STRENGTH = 1e9  # the weights do not move at all; much beyond, squares of gradients overflow float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class EWC(Method):
     """The loss gains `strength / 2 * sum(F * (theta - anchor)**2)`, whose gradient is added element by element.
 
     F is the per-example empirical Fisher of `fisher_rows` rows of each update; older ones count `decay` as much at
-    each further update. The anchor is where the last update ended.
+    each further update. The anchor is where the last update ended. Rows of a parameter that are new (a category, a class)
+    have F = 0 until they are trained.
+
+    A strong penalty makes an explicit SGD step diverge once `learning_rate * strength * F > 2`. Here it does not: the step
+    is AdamW's, which moves no weight by more than about the learning rate, so a strong penalty pins the weights
+    to the anchor. Measured with strengths from 1 to 1e9: the distance to the anchor falls all the way.
     """
 
     strength: float = 10.0
@@ -28,8 +35,8 @@ class EWC(Method):
     fisher_rows: int = 1_000
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ConfigError(f"method.strength must be 0 or more, not {self.strength}")
+        if not 0 <= self.strength <= MAX_STRENGTH:
+            raise ConfigError(f"method.strength must be between 0 and {MAX_STRENGTH:.0e}, not {self.strength}")
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"method.decay must be between 0 and 1, not {self.decay}")
         if self.fisher_rows < 1:

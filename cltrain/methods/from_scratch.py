@@ -9,4 +9,4 @@ from cltrain.methods.base import Method
 
 @dataclass(frozen=True, kw_only=True)
 class FromScratch(Method):
-    stateful: bool = False
+    stateful = False

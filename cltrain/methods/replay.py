@@ -12,6 +12,8 @@ from cltrain.errors import ConfigError
 from cltrain.memory import Reservoir
 from cltrain.methods.base import Absorbed, Method, MethodState
 
+MAX_RATIO = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Method):
@@ -22,8 +24,8 @@ class Replay(Method):
     memory: Reservoir = field(default_factory=Reservoir)
 
     def __post_init__(self) -> None:
-        if self.ratio < 0:
-            raise ConfigError(f"method.ratio must be 0 or more replayed rows a new row, not {self.ratio}")
+        if not 0 <= self.ratio <= MAX_RATIO:
+            raise ConfigError(f"method.ratio must be between 0 and {MAX_RATIO} replayed rows a new row, not {self.ratio}")
 
     def rehearse(self, rows: int, remembered: int, generator: torch.Generator) -> Tensor | None:
         count = round(rows * self.ratio)
@@ -32,4 +34,4 @@ class Replay(Method):
         return torch.randint(remembered, (count,), generator=generator)
 
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
-        return dataclasses.replace(state, memory=self.memory.admit(state.memory, absorbed.rows, absorbed.seed))
+        return dataclasses.replace(state, memory=self.memory.admit(state.memory, absorbed.rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from cltrain.batch import InputSpec
+from cltrain.config import locate
 from cltrain.errors import ConfigError
 from cltrain.models.tabular import TabularNet
 
@@ -19,12 +19,8 @@ _TABULAR = inspect.signature(TabularNet).parameters
 def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
     """Call `settings["_target_"]` with the other settings and with those of `spec`, `num_numeric`, `cardinalities`,
     `num_outputs` that it has parameters for. Raises `ConfigError` that names the setting to mend."""
-    target = settings["_target_"]
-    module_name, _, name = target.rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error
+    target = settings.get("_target_")
+    factory = locate(target, "model._target_")
     given = {k: v for k, v in settings.items() if k not in ("_target_", "name")}
     offered = {
         "spec": spec,
@@ -43,3 +39,9 @@ def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model._target_={target} gives {type(model).__name__}, which is not a torch.nn.Module")
     return model
+
+
+def supports_incremental(settings: Mapping[str, Any]) -> bool:
+    """Whether a model of these settings can continue from a parent. A class that cannot says `supports_incremental = False`,
+    and is trained from scratch each time."""
+    return bool(getattr(locate(settings.get("_target_"), "model._target_"), "supports_incremental", True))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cltrain.batch import UNKNOWN, InputSpec
+from cltrain.errors import ConfigError
+
+NEW_CLASSES_SHARE = 0.05  # of the probability, at most, that all new classes together start with
 
 
 class PiecewiseLinear(nn.Module):
@@ -47,12 +51,19 @@ class TabularNet(nn.Module):
         self, spec: InputSpec, hidden: Sequence[int] = (64, 32), embedding_dim: int = 6, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if embedding_dim < 1 or any(units < 1 for units in hidden) or not 0 <= dropout < 1:
+            raise ConfigError(
+                "model.embedding_dim and each of model.hidden must be 1 or more, and model.dropout between 0 and 1, not "
+                f"{embedding_dim}, {list(hidden)} and {dropout}"
+            )
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_dim) for size in spec.cardinalities)
         for table in self.embeddings:
             nn.init.normal_(table.weight, std=0.1)
         self.num_columns = spec.num_columns
         self.piecewise = PiecewiseLinear(spec.edges)
         width = spec.num_numeric + self.piecewise.num_features + embedding_dim * len(spec.cardinalities)
+        self.has_inputs = width > 0  # where no column ever varied, a constant stands in for them
+        width = max(width, 1)
         layers: list[nn.Module] = []
         for units in hidden:
             layers += [nn.Linear(width, units), nn.ReLU()]
@@ -65,10 +76,33 @@ class TabularNet(nn.Module):
         """(B, F) float32 and (B, C) int64 to (B, outputs) logits or standardised values."""
         parts = [numeric, self.piecewise(numeric[:, : self.num_columns])]
         parts += [table(categorical[:, i]) for i, table in enumerate(self.embeddings)]
-        return self.head(self.body(torch.cat(parts, dim=1)))
+        inputs = torch.cat(parts, dim=1) if self.has_inputs else numeric.new_ones(numeric.shape[0], 1)
+        return self.head(self.body(inputs))
+
+    def start_at(self, task: str, target: Tensor) -> None:
+        """Before a training from scratch: let the bias of the head say the base rate of `target` (N,)."""
+        with torch.no_grad():
+            if task == "binary":
+                share = (target.sum() + 0.5) / (len(target) + 1)
+                self.head.bias.fill_(torch.logit(share).item())
+            elif task == "multiclass":
+                outputs = self.head.out_features
+                counts = torch.bincount(target[target < outputs], minlength=outputs) + 0.5
+                self.head.bias.copy_(torch.log(counts / counts.sum()))
+            else:
+                self.head.bias.fill_(target.mean().item())
 
     def new_rows(self, name: str, old: Tensor, count: int) -> Tensor | None:
-        """Rows for parameter `name` when the vocabulary grew by `count`: a new category starts as the unknown one."""
+        """Rows for parameter `name` when it grows by `count`.
+
+        A new category starts as the unknown one. The logit of a new class is the mean of the old ones, lowered so that by
+        Jensen's inequality all new classes together get `NEW_CLASSES_SHARE` of the probability at most: the old
+        classes keep their logits, and their probabilities but for that share.
+        """
         if name.startswith("embeddings."):
             return old[UNKNOWN].expand(count, -1)
-        return None
+        mean = old.mean(dim=0, keepdim=True).expand(count, *old.shape[1:])
+        if name == "head.bias":
+            odds = NEW_CLASSES_SHARE / (1 - NEW_CLASSES_SHARE)
+            return mean + math.log(odds * old.shape[0] / count)
+        return mean if name == "head.weight" else None

@@ -179,12 +179,12 @@ class Registry:
         with self.store.session() as session:
             aliases = self._aliases(session)
             champion = aliases[CHAMPION].version if CHAMPION in aliases else None
-            if expected is not None and champion != expected:
-                raise ConflictError(f"the champion of {self.model} is {champion}, not {expected}: somebody else moved it")
             if session.get(VersionRow, (self.model, version)) is None:
                 raise StoreError(f"{self.model} has no version {version}: see `cltrain versions`")
             if champion == version:
                 return aliases[CHAMPION].epoch
+            if expected is not None and champion != expected:
+                raise ConflictError(f"the champion of {self.model} is {champion}, not {expected}: somebody else moved it")
             epoch = (session.scalar(_epoch_query(self.model)) or 0) + 1
             if champion is not None:
                 self._move(session, aliases, PREVIOUS, champion, epoch, by, reason)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from cltrain.records import Round, from_json, to_json
 from cltrain.registry.store import Store
@@ -39,8 +39,18 @@ class RoundLog:
         return record
 
     def finished(self) -> list[Round]:
-        """Rounds that came to their end, in order."""
+        """Rounds of the series that came to their end, in order."""
         with self._store.session() as session:
-            query = select(StageRow).where(StageRow.model == self._model, StageRow.stage == DONE)
+            query = select(StageRow).where(
+                StageRow.model == self._model, StageRow.stage == DONE, StageRow.round_index >= 0
+            )
             rows = session.scalars(query.order_by(StageRow.round_index)).all()
             return [from_json(Round, row.record) for row in rows]
+
+    def next_by_hand(self) -> int:
+        """Number for a round outside the series: -1, -2 and so on. One that was not finished is taken up again."""
+        with self._store.session() as session:
+            here = StageRow.model == self._model
+            last = session.scalar(select(func.min(StageRow.round_index)).where(here)) or 0
+            unfinished = last < 0 and session.get(StageRow, (self._model, last, DONE)) is None
+            return last if unfinished else min(last, 0) - 1

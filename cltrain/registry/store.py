@@ -45,7 +45,7 @@ class Store:
     def engine(self) -> Engine:
         url = self.url
         if url is None:
-            if not self.storage.is_local:
+            if "://" in self.root and not self.root.startswith("file://"):
                 raise ConfigError(f"store.root={self.root} is remote, so the database needs store.url=postgresql+psycopg://…")
             url = f"sqlite:///{self.storage.path(DATABASE)}"
         try:

@@ -11,20 +11,26 @@ from html import escape
 from typing import Any
 
 from cltrain.records import Comparison, Json, Round, from_json
-from cltrain.tracking.history import METRICS, Cost, Entry, losses, metric_names, number
+from cltrain.tracking.history import METRICS, Cost, Entry, metric_names, number
 from cltrain.tracking.lineage import places
 
-MATRIX_CAP = 60
 COMPARISONS_CAP = 12
-FATES = {"champion": "champion now", "promoted": "promoted", "accepted": "accepted, not promoted", "rejected": "rejected"}
+STATIC = {"color": "--static", "width": 1.8, "dash": "dot"}
+CHAMPION = {"color": "--champion", "width": 2.4}
+FATES = {
+    "champion": "champion now",
+    "promoted": "promoted",
+    "accepted": "accepted, not promoted",
+    "rejected": "rejected",
+}
 SYMBOLS = {"stateful": "circle", "stateless": "diamond"}
-QUIET = {"empty": "no data", "quarantined": "quarantined", "waited": "waited"}
+QUIET = {"empty": "no data", "quarantined": "quarantined", "waited": "waited", "failed": "the update failed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     """`variants` are figures to switch between; `columns` and `rows` are the numbers of all of them. `scroll_px` is
-    the least width at which it can be read: on a narrower page it scrolls."""
+    the least width at which it can be read: on a narrower page it scrolls. `shared` are traces of every variant."""
 
     id: str
     label: str
@@ -34,6 +40,7 @@ class Chart:
     height_px: int = 380
     scroll_px: int = 0
     note: str = ""
+    shared: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,44 +73,38 @@ def prequential(rounds: Sequence[Round], found: Sequence[Entry], metric: str) ->
     return Chart(
         id="prequential",
         label="Prequential metric of each window: champion of the moment against the first champion, never updated",
-        variants=tuple(_prequential(rounds, found, name) for name in names),
+        variants=tuple(_prequential(rounds, name) for name in names),
+        shared=tuple(_strip(rounds, found)),
         columns=tuple(columns),
         rows=tuple(rows),
         height_px=460,
     )
 
 
-def _prequential(rounds: Sequence[Round], found: Sequence[Entry], name: str) -> Json:
+def _prequential(rounds: Sequence[Round], name: str) -> Json:
     label, higher = METRICS.get(name, (name, None))
     measured = [r for r in rounds if number(r.observation.prequential.get(name)) is not None]
     x = [day(r.window.end) for r in measured]
-    lines = []
-    for who, side, style in (
-        ("first champion, never updated", "static", {"color": "--static", "width": 1.8, "dash": "dot"}),
-        ("champion of the moment", "prequential", {"color": "--champion", "width": 2.4}),
-    ):
-        values = [short(getattr(r.observation, side).get(name)) for r in measured]
-        lines.append(
-            {
-                "type": "scatter", "mode": "lines" if len(x) > 1 else "markers", "name": who, "x": x, "y": values,
-                "line": style, "marker": {"color": style["color"], "size": 9},
-                "hovertemplate": f"%{{y:.4f}}<extra>{escape(who)}</extra>",
-            }
-        )  # fmt: skip
+    sides = (("first champion", "static", STATIC), ("champion of the moment", "prequential", CHAMPION))
+    lines = [
+        _line(who, x, [short(getattr(r.observation, side).get(name)) for r in measured], style, ".4f")
+        for who, side, style in sides
+    ]
     if x and all(v is not None for line in lines for v in line["y"]):
         lines[1] |= {"fill": "tonexty", "fillcolor": "--champion-faint"}
     better = "" if higher is None else (" · higher is better" if higher else " · lower is better")
     strip = {
-        "domain": [0, 0.2], "range": [-0.6, 2.6], "tickvals": [0, 1, 2], "ticktext": ["no update", "rejected", "promoted"],
+        "domain": [0, 0.2], "range": [-0.6, 2.6], "tickvals": [0, 1, 2],
+        "ticktext": ["no update", "rejected", "promoted"],
         "showgrid": False, "zeroline": False, "fixedrange": True,
     }  # fmt: skip
     layout = {
         "hovermode": "x unified" if len(rounds) <= 120 else "closest",
-        "xaxis": {"anchor": "y2", "type": "date"},
+        "xaxis": {"anchor": "y2", **dates(rounds)},
         "yaxis": {"domain": [0.27, 1], "title": {"text": escape(label) + better}},
         "yaxis2": strip,
     }
-    return {"key": name, "label": label, "data": [*lines, *_strip(rounds, found)], "layout": layout}
+    return {"key": name, "label": label, "data": lines, "layout": layout}
 
 
 def _strip(rounds: Sequence[Round], found: Sequence[Entry]) -> list[Json]:
@@ -157,7 +158,7 @@ def _differences(pairs: list[tuple[Entry, Comparison]], name: str, label: str) -
         error = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "width": 0, "thickness": 1.3}
         data.append(m.trace(error_y={**error, "color": m.style["line"]["color"]}))
     layout = {
-        "xaxis": {"type": "date"},
+        "xaxis": dates([e.round for e, _ in pairs]),
         "yaxis": {"title": {"text": "challenger − champion · below 0 is better"}, "zeroline": True},
     }
     return {"key": name, "label": label, "data": data, "layout": layout}
@@ -178,21 +179,31 @@ def lineage(found: Sequence[Entry], rounds: int) -> Chart:
          "line": {"color": colour, "width": 1.4, "dash": dash}}
         for (xs, ys), name, colour, dash in (
             (solid, "continues", "--edge", "solid"),
-            (dashed, "from scratch, compared to", "--muted", "dot"),
+            (dashed, "compared to", "--muted", "dot"),
         )
         if xs
     ]  # fmt: skip
     marks = _by_fate(found, lambda e: place[e.version][0], lambda e: place[e.version][1])
+    per_round_px = 22 if rounds <= 150 else 9
+    kept = [e for e in found if e.fate != "rejected"]
+    step = 1 if rounds <= 36 else -(-30 // per_round_px)
+    named = {e.version for i, e in enumerate(kept) if i % step == 0 or e.fate == "champion"}
     lowest = max((y for _, y in place.values()), default=0.0)
     names = {
-        "type": "scatter", "mode": "text", "hoverinfo": "skip", "showlegend": False, "textposition": "top center",
-        "textfont": {"size": 10.5, "color": "--muted"}, "cliponaxis": False,
-        "x": [place[e.version][0] for e in found], "y": [place[e.version][1] - 0.06 for e in found],
-        "text": [escape(e.version) if e.fate != "rejected" else "" for e in found],
+        "type": "scatter", "mode": "text", "hoverinfo": "skip", "showlegend": False,
+        "textposition": "top center", "textfont": {"size": 10.5, "color": "--muted"}, "cliponaxis": False,
+        "x": [place[e.version][0] for e in found],
+        "y": [place[e.version][1] - (0.18 if e.fate == "champion" else 0.06) for e in found],
+        "text": [escape(e.version) if e.version in named else "" for e in found],
     }  # fmt: skip
     layout = {
         "dragmode": "pan",
-        "xaxis": {"title": {"text": "round"}, "range": [-0.8, max(rounds, 2) - 0.2], "zeroline": False, "tickformat": "d"},
+        "xaxis": {
+            "title": {"text": "round"},
+            "range": [-0.8, max(rounds, 2) - 0.2],
+            "zeroline": False,
+            "dtick": 1 if rounds <= 24 else 5 if rounds <= 150 else 10,
+        },
         "yaxis": {"range": [lowest + 0.6, -0.7], "visible": False, "fixedrange": True},
     }
     rows = [
@@ -207,78 +218,25 @@ def lineage(found: Sequence[Entry], rounds: int) -> Chart:
         columns=("version", "round", "kind", "parent", "compared to", "verdict", "rows", "snapshot", "weights"),
         rows=tuple(rows),
         height_px=int(170 + 66 * (lowest + 1)),
-        scroll_px=30 * rounds,
+        scroll_px=per_round_px * rounds,
     )
-
-
-def matrix(found: Sequence[Entry]) -> Chart:
-    """Loss of versions on held-out rows of windows. Too many versions are thinned out evenly, too many windows are put
-    into groups, whose cell is the mean over their rows."""
-    measured = [e for e in found if losses(e)]
-    shown = thin(measured, MATRIX_CAP)
-    windows = sorted({k for e in shown for k in losses(e)})
-    groups = grouped(windows, MATRIX_CAP)
-    cells = [[_cell(e, group) for group in groups] for e in shown]
-    names = [str(g[0]) if len(g) == 1 else f"{g[0]}–{g[-1]}" for g in groups]
-    own = [next((i for i, g in enumerate(groups) if g[0] <= e.round.index <= g[-1]), None) for e in shown]
-    hover = [
-        [
-            f"<b>{escape(e.version)}</b> ({FATES[e.fate]}, round {e.round.index})<br>window {names[i]}"
-            f"{' · the one it learned last' if own[row] == i else ''}<br>loss {cell:.4f}" if cell is not None else ""
-            for i, cell in enumerate(cells[row])
-        ]
-        for row, e in enumerate(shown)
-    ]  # fmt: skip
-    rows, columns = list(range(len(shown))), list(range(len(groups)))
-    heat = {
-        "type": "heatmap", "x": columns, "y": rows, "z": cells, "text": hover, "hovertemplate": "%{text}<extra></extra>",
-        "hoverongaps": False, "colorscale": "--scale", "xgap": 1 if len(groups) < 40 else 0, "ygap": 1 if len(shown) < 40 else 0,
-        "colorbar": {"title": {"text": "loss", "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": 0.9},
-    }  # fmt: skip
-    diagonal = Marks(
-        name="window it learned last",
-        style={"symbol": "square-open", "size": max(5, min(13, 420 // max(len(groups), 1))), "color": "--ink", "line": {"width": 1.4}},
-        x=[c for c in own if c is not None],
-        y=[row for row, c in enumerate(own) if c is not None],
-    )
-    step_x, step_y = max(1, -(-len(groups) // 20)), max(1, -(-len(shown) // 26))
-    layout = {
-        "xaxis": {"title": {"text": "held-out rows of window"}, "tickvals": columns[::step_x], "ticktext": names[::step_x],
-                  "showgrid": False, "zeroline": False, "constrain": "domain"},
-        "yaxis": {"title": {"text": "version"}, "tickvals": rows[::step_y], "showgrid": False, "zeroline": False,
-                  "ticktext": [escape(e.version) for e in shown][::step_y], "autorange": "reversed"},
-    }  # fmt: skip
-    notes = []
-    if len(shown) < len(measured):
-        notes.append(f"{len(shown)} of {len(measured)} versions, evenly spread")
-    if len(groups) < len(windows):
-        notes.append(f"{len(windows)} windows in {len(groups)} groups; a cell is the mean over the rows of its group")
-    return Chart(
-        id="transfer",
-        label="Transfer matrix: loss of each version on held-out rows of each window",
-        variants=({"key": "loss", "label": "loss", "data": [heat, diagonal.trace(hoverinfo="skip", hovertemplate=None)], "layout": layout},),
-        columns=("version", *(f"window {name}" for name in names)),
-        rows=tuple((e.version, *cells[i]) for i, e in enumerate(shown)),
-        height_px=max(260, min(760, 130 + 15 * len(shown))),
-        note="; ".join(notes),
-    )  # fmt: skip
 
 
 def row_visits(points: Sequence[Cost]) -> Chart:
     """Row visits so far against retraining from scratch at every update."""
     x = [day(p.round.window.end) for p in points]
-    lines = [
-        {"type": "scatter", "mode": "lines" if len(x) > 1 else "markers", "x": x, "y": values, "name": name, "line": style,
-         "marker": {"color": style["color"], "size": 9}, "hovertemplate": f"%{{y:,.4s}}<extra>{name}</extra>", **more}
-        for values, name, style, more in (
-            ([p.from_scratch for p in points], "from scratch at every update (arithmetic)", {"color": "--static", "width": 1.8, "dash": "dot"}, {}),
-            ([p.trained for p in points], "this run (measured)", {"color": "--champion", "width": 2.4},
-             {"fill": "tozeroy", "fillcolor": "--champion-faint"}),
-        )
-    ]  # fmt: skip
-    layout = {"hovermode": "x unified", "xaxis": {"type": "date"}, "yaxis": {"title": {"text": "row visits so far"}, "rangemode": "tozero"}}
+    scratch, trained = [p.from_scratch for p in points], [p.trained for p in points]
+    bare = [
+        _line("from scratch at every update (arithmetic)", x, scratch, STATIC, ",.4s"),
+        _line("this run (measured)", x, trained, CHAMPION, ",.4s"),
+    ]
+    lines = [bare[0], {**bare[1], "fill": "tozeroy", "fillcolor": "--champion-faint"}]
+    layout = {
+        "hovermode": "x unified",
+        "xaxis": dates([p.round for p in points]),
+        "yaxis": {"title": {"text": "row visits so far"}, "rangemode": "tozero"},
+    }
     log = {**layout, "yaxis": {"title": {"text": "row visits so far"}, "type": "log"}}
-    bare = [{k: v for k, v in line.items() if k != "fill"} for line in lines]
     return Chart(
         id="cost",
         label="Row visits so far: this run against training from scratch at every update",
@@ -286,10 +244,25 @@ def row_visits(points: Sequence[Cost]) -> Chart:
             {"key": "linear", "label": "linear", "data": lines, "layout": layout},
             {"key": "log", "label": "logarithmic", "data": bare, "layout": log},
         ),
-        columns=("round", "window end", "row visits (measured)", "row visits from scratch (arithmetic)", "training seconds"),
-        rows=tuple((p.round.index, day(p.round.window.end), p.trained, p.from_scratch, round(p.seconds, 2)) for p in points),
+        columns=(
+            "round",
+            "window end",
+            "row visits (measured)",
+            "row visits from scratch (arithmetic)",
+            "training seconds",
+        ),
+        rows=tuple(
+            (p.round.index, day(p.round.window.end), p.trained, p.from_scratch, round(p.seconds, 2)) for p in points
+        ),
         height_px=330,
     )
+
+
+def _line(name: str, x: list[Any], y: list[Any], style: Json, shape: str) -> Json:
+    return {
+        "type": "scatter", "mode": "lines" if len(x) > 1 else "markers", "name": name, "x": x, "y": y, "line": style,
+        "marker": {"color": style["color"], "size": 9}, "hovertemplate": f"%{{y:{shape}}}<extra>{escape(name)}</extra>",
+    }  # fmt: skip
 
 
 def _look(e: Entry) -> str:
@@ -330,8 +303,8 @@ def told(e: Entry) -> str:
 
 
 def why(r: Round) -> str:
-    """Why a round did what it did: problems of its data, else the decision."""
-    return "; ".join(r.observation.problems) if r.status == "quarantined" and r.observation.problems else r.decision.reason
+    """Why a round did what it did."""
+    return r.decision.reason
 
 
 def wrap(text: str, width: int = 70) -> str:
@@ -341,38 +314,17 @@ def wrap(text: str, width: int = 70) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=4, placeholder=" …"))
 
 
-def thin(items: Sequence[Any], cap: int) -> list[Any]:
-    """At most `cap` of them, evenly spread, with the first and the last.
-
-    >>> thin(range(9), 3)
-    [0, 4, 8]
-    """
-    if len(items) <= cap:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (cap - 1))] for i in range(cap)]
-
-
-def grouped(items: Sequence[int], cap: int) -> list[list[int]]:
-    """At most `cap` groups of neighbours, as equal as can be.
-
-    >>> grouped([0, 1, 2, 3, 4], 3)
-    [[0], [1, 2], [3, 4]]
-    """
-    count = min(cap, len(items))
-    edges = [i * len(items) // count for i in range(count + 1)] if count else []
-    return [list(items[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
-
-
-def _cell(e: Entry, group: Sequence[int]) -> float | None:
-    inside = [c for c in e.data.get("transfer") or () if group[0] <= c["window"] <= group[-1] and number(c.get("loss")) is not None]
-    rows = sum(c.get("rows") or 1 for c in inside)
-    return short(sum(c["loss"] * (c.get("rows") or 1) for c in inside) / rows) if inside else None
-
-
 def short(value: Any) -> float | None:
     """A number to six significant digits."""
     found = number(value)
     return None if found is None else float(f"{found:.6g}")
+
+
+def dates(rounds: Sequence[Round]) -> Json:
+    """A time axis with some room at both ends."""
+    start, end = rounds[0].window.start, rounds[-1].window.end
+    room = (end - start) * 0.02
+    return {"type": "date", "range": [day(start - room), day(end + room)]}
 
 
 def day(moment: Any) -> str:

@@ -17,7 +17,7 @@ class Tile:
     more: str = ""
     pill: str = ""
     tone: str = ""
-    wide: bool = False
+    sides: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ def sentence(run: RunInfo, rounds: Sequence[Round], found: Sequence[Entry], summ
     if not tone:
         return f"{opening}. Its line and the first champion have the same {label}, {figure(ours)}."
     verdict = "Keeping the model fresh paid" if tone == "good" else "Updating did not pay here"
-    return f"{opening}. {verdict}: {label} {figure(ours)}, {said} than the {figure(theirs)} of the first champion, never updated."
+    said = f"{label} {figure(ours)}, {said} than the {figure(theirs)} of the first champion, never updated"
+    return f"{opening}. {verdict}: {said}."
 
 
 def tiles(
@@ -81,7 +82,9 @@ def tiles(
     done = summary or {}
     made = [_metric_tile(run, rounds, summary)]
     majors = len({e.version.split(".")[0] for e in found})
-    made.append(Tile(name="Versions", value=count(len(found)), more=f"{plural(majors, 'major')} · {_promoted(found)} promoted"))
+    made.append(
+        Tile(name="Versions", value=count(len(found)), more=f"{plural(majors, 'major')} · {_promoted(found)} promoted")
+    )
     if points:
         last = points[-1]
         ratio = last.from_scratch / last.trained if last.trained else None
@@ -89,11 +92,19 @@ def tiles(
         more = f"{large(last.from_scratch)} from scratch at every update (arithmetic)"
         made.append(Tile(name="Row visits in training", value=large(last.trained), more=more, pill=pill, tone="good"))
     rejected = done.get("rejected", sum(e.fate == "rejected" for e in found))
-    quiet = sum(r.status in ("waited", "empty", "quarantined") for r in rounds)
+    quiet = sum(not r.versions for r in rounds)
     rolled = f" · {plural(done['rollbacks'], 'rollback')}" if done.get("rollbacks") else ""
-    made.append(Tile(name="Rejected by the gate", value=count(rejected), more=f"{plural(quiet, 'round')} without update{rolled}"))
+    made.append(
+        Tile(
+            name="Rejected by the gate", value=count(rejected), more=f"{plural(quiet, 'round')} without update{rolled}"
+        )
+    )
     made.append(_served_tile(rounds, done))
     made.append(_retention_tile(run, found, done))
+    times = sorted(r.freshness_s for r in rounds if r.freshness_s is not None)
+    middle = done.get("freshness_s") or (times[len(times) // 2] if times else None)
+    more = "median from the start of a round until its version answered" if times else "no version has been rolled out"
+    made.append(Tile(name="Time to traffic", value=duration(middle), more=more))
     return made
 
 
@@ -101,21 +112,24 @@ def _metric_tile(run: RunInfo, rounds: Sequence[Round], summary: Json | None) ->
     ours, theirs = sides(rounds, summary)
     label = METRICS.get(run.metric, (run.metric, False))[0]
     said, tone = gain(number(ours.get(run.metric)), number(theirs.get(run.metric)), run.metric)
-    parts = [f"never updated {figure(number(theirs.get(run.metric)))}"]
-    for name in ("accuracy", "auc", "mae", "r2"):
-        ours_, theirs_ = number(ours.get(name)), number(theirs.get(name))
-        if ours_ is not None and theirs_ is not None:
-            parts.append(f"{METRICS[name][0]} {figure(ours_)} against {figure(theirs_)}")
-    rows = ours.get("rows")
-    if rows:
-        parts.append(f"{count(rows)} rows")
-    name = f"Prequential {label}"
-    return Tile(name=name, value=figure(number(ours.get(run.metric))), more=" · ".join(parts), pill=said, tone=tone, wide=True)
+    known = [(name, number(ours.get(name)), number(theirs.get(name))) for name in dict.fromkeys((run.metric, *METRICS))]
+    return Tile(
+        name=f"Prequential {label}",
+        value=figure(number(ours.get(run.metric))),
+        more=f"over {count(ours['rows'])} rows, each predicted before it was trained on" if ours.get("rows") else "",
+        pill=f"{said} than never updated" if said and said != "the same" else said,
+        tone=tone,
+        sides=tuple(
+            (METRICS[name][0], figure(a), figure(b)) for name, a, b in known if a is not None and b is not None
+        ),
+    )
 
 
 def _served_tile(rounds: Sequence[Round], done: Json) -> Tile:
     told = [served_requests(r) for r in rounds]
-    answered = done.get("served_requests", sum(a for a, _ in told if a) if any(a is not None for a, _ in told) else None)
+    answered = done.get(
+        "served_requests", sum(a for a, _ in told if a) if any(a is not None for a, _ in told) else None
+    )
     failed = done.get("failed_requests", sum(f for _, f in told if f))
     if not answered and not failed:
         return Tile(name="Requests served", value="–", more="nothing was served in this run")
@@ -158,7 +172,8 @@ def facts(t: Transfer) -> list[Fact]:
             name="backward transfer",
             value=signed(t.backward),
             formula="meanₖ [ ℓ(first(k), k) − ℓ(c, k) ]",
-            means="first(k) is the first promoted version measured on window k. Above 0: later updates made old windows better.",
+            means="first(k) is the first promoted version measured on window k. Above 0: later updates improved "
+            "old windows.",
         ),
         Fact(
             name="forgetting",
@@ -177,7 +192,9 @@ def figure(value: float | None) -> str:
     """A metric: four decimals, or four significant digits from 100 on; a dash for None."""
     if value is None:
         return "–"
-    return (f"{value:.4f}" if abs(value) < 100 else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}").replace("-", "−")
+    return (f"{value:.4f}" if abs(value) < 100 else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}").replace(
+        "-", "−"
+    )
 
 
 def signed(value: float | None) -> str:

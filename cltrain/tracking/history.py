@@ -149,31 +149,22 @@ class Cost:
 
 
 def cost(rounds: Sequence[Round], epochs: int) -> list[Cost]:
-    """Row visits measured, and those that a training from scratch at every update would have taken: at each update
-    the rows of the whole history up to it times `epochs`. That is arithmetic: no such training took place.
+    """Row visits measured, and those that a training from scratch at every update would have taken: at each round with
+    a version the rows of the whole history up to it times `epochs`. That is arithmetic: no such training took place.
 
-    The history of a stateful version is its parent's and its own new rows, so rows that were offered again after a
-    rejection count once. A stateless version has the history of the stateful one beside it; alone, it was trained on
-    the whole history if its rows are more than its rival's history, else on new rows. A round counts once.
+    The history is that of the champion of the moment and the rows that were fresh to it, so rows that were offered
+    again after a rejection count once.
     """
     seen: dict[str | None, int] = {None: 0}
     points, trained, scratch, seconds = [], 0, 0, 0.0
     for r in rounds:
-        sizes = [0]
-        for item in sorted(r.versions, key=lambda v: v.get("parent") is None):
-            rows, parent = int(item.get("rows") or 0), item.get("parent")
-            if parent is not None:
-                size = seen.get(parent, 0) + rows
-            elif len(sizes) > 1:
-                size = max(sizes)
-            else:
-                earlier = seen.get(item.get("compared_to"), 0)
-                size = rows if rows > earlier else earlier + rows
-            seen[item["version"]] = size
-            sizes.append(size)
+        history = 0
+        for item in r.versions:
+            history = seen.get(item.get("parent") or item.get("compared_to"), 0) + r.observation.fresh.rows
+            seen[item["version"]] = history
             trained += int(item.get("rows_trained") or 0)
             seconds += float(item.get("seconds") or 0.0)
-        scratch += max(sizes) * epochs
+        scratch += history * epochs
         points.append(Cost(round=r, trained=trained, from_scratch=scratch, seconds=seconds))
     return points
 
@@ -187,11 +178,9 @@ def stateless_epochs(settings: Mapping[str, Any]) -> int:
 
 
 def served_requests(r: Round) -> tuple[int | None, int | None]:
-    """Requests answered and failed while the round's version went out; None where the roll-out does not say."""
-    served = r.roll_out.served if r.roll_out else {}
-    answered = number(served.get("requests", served.get("served_requests")))
-    failed = number(served.get("failed", served.get("failed_requests")))
-    return (None if answered is None else int(answered)), (None if failed is None else int(failed))
+    """Requests sent and failed during the round; None where nothing served."""
+    sent, failed = number(r.served.get("sent")), number(r.served.get("failed"))
+    return (None if sent is None else int(sent)), (None if failed is None else int(failed))
 
 
 def number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from cltrain.records import Json, Round, RunInfo, to_json
@@ -14,13 +15,14 @@ from cltrain.tracking.history import finite
 NAME = "rounds.jsonl"
 
 
+@dataclass(kw_only=True, eq=False)
 class Jsonl(Tracker):
     """One JSON object a line, `cltrain.records.Round` as `to_json` writes it, in the order of the rounds.
 
     A line is whole or not there: each is one write at the end of the file and is taken back if the disk is full.
     """
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         self._path: Path | None = None
 
     def start(self, run: RunInfo, rounds: list[Round]) -> None:

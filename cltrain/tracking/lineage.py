@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cltrain.tracking.history import Entry
 
 REJECTED_BELOW = 0.38
-LANES = 8
+LANES = 6
 
 
 def places(found: Sequence[Entry]) -> dict[str, tuple[int, float]]:

@@ -8,7 +8,7 @@
   function resolved(value, style) {
     if (typeof value === "string" && value.startsWith("--")) {
       const found = style.getPropertyValue(value).trim();
-      return value === "--scale" ? found.split(",").map((c, i, all) => [i / (all.length - 1), c.trim()]) : found;
+      return value === "--scale" || value === "--diverging" ? found.split(",").map((c, i, all) => [i / (all.length - 1), c.trim()]) : found;
     }
     if (Array.isArray(value)) return typeof value[0] === "object" || value.length < 3 ? value.map((v) => resolved(v, style)) : value;
     if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolved(v, style)]));
@@ -23,21 +23,22 @@
   function draw(chart) {
     const box = byId("chart-" + chart.id), style = getComputedStyle(document.documentElement);
     const variant = chart.variants.find((v) => v.key === chosen[chart.id]) || chart.variants[0];
-    const narrow = box.parentElement.clientWidth < 560;
+    const width = Math.max(box.parentElement.clientWidth, chart.scroll), narrow = width < 560;
     const layout = {
-      height: chart.height, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      height: chart.height + (narrow ? 40 : 0), width, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: narrow ? 40 : 56, r: 14, t: 12, b: 36 }, dragmode: narrow ? false : "zoom",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: style.getPropertyValue("--muted").trim() },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 11 : 12.5 } },
+      legend: { orientation: "h", traceorder: "normal", xref: "container", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 10.5 : 12.5 },
+        ...(narrow && { entrywidth: 0.5, entrywidthmode: "fraction" }) },
       hoverlabel: resolved({ bgcolor: "--card", bordercolor: "--line", align: "left", font: { color: "--ink", size: 12.5 } }, style),
+      modebar: resolved({ bgcolor: "rgba(0,0,0,0)", color: "--edge", activecolor: "--champion" }, style),
       ...resolved(variant.layout, style),
     };
     for (const name of ["xaxis", "yaxis", "yaxis2"]) if (variant.layout[name]) layout[name] = axis(variant.layout[name], style);
     if (narrow && variant.layout.dragmode !== "pan") layout.dragmode = false;
-    if (chart.scroll) box.style.minWidth = chart.scroll + "px";
-    const config = { displaylogo: false, responsive: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+    const config = { displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
       toImageButtonOptions: { filename: chart.id, scale: 2 }, displayModeBar: narrow ? false : "hover" };
-    Plotly.react(box, resolved(variant.data, style), layout, config);
+    Plotly.react(box, resolved([...variant.data, ...chart.shared], style), layout, config);
   }
 
   function table(chart) {
@@ -109,7 +110,13 @@
   } else charts.forEach(show);
   const redraw = () => drawn.forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", redraw);
+  let width = document.body.clientWidth, waiting; // on a phone, scrolling changes the height only
+  new ResizeObserver(() => {
+    if (document.body.clientWidth === width) return;
+    width = document.body.clientWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(redraw, 120);
+  }).observe(document.body);
 
   const filter = byId("filter");
   if (filter) {

@@ -6,6 +6,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -21,6 +22,7 @@ from cltrain.tracking import charts
 from cltrain.tracking.base import Tracker
 from cltrain.tracking.headlines import count, duration, facts, figure, sentence, tiles
 from cltrain.tracking.history import (
+    METRICS,
     Entry,
     cost,
     entries,
@@ -31,18 +33,22 @@ from cltrain.tracking.history import (
     stateless_epochs,
     transfer,
 )
-from cltrain.tracking.history import METRICS as METRICS
+from cltrain.tracking.matrix import matrix
 
 NAME = "report.html"
 
 
+@dataclass(kw_only=True, eq=False)
 class HtmlReport(Tracker):
     """Writes the page when the job ends and after every `every_rounds` rounds, 0 for only at the end."""
 
-    def __init__(self, *, every_rounds: int = 10) -> None:
-        if every_rounds < 0:
-            raise ConfigError(f"tracking.report.every_rounds must be 0 (only at the end) or more, not {every_rounds}")
-        self.every_rounds = every_rounds
+    every_rounds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every_rounds < 0:
+            raise ConfigError(
+                f"tracking.report.every_rounds must be 0 (only at the end) or more, not {self.every_rounds}"
+            )
         self._run: RunInfo | None = None
         self._rounds: list[Round] = []
 
@@ -80,7 +86,7 @@ def render(run: RunInfo, rounds: Sequence[Round], summary: Json | None = None, w
         written=written.strftime("%Y-%m-%d %H:%M UTC"),
         tiles=tiles(run, rounds, found, points, summary),
         facts=facts(transfer(found)),
-        charts=drawn,
+        charts=dict.fromkeys(("prequential", "verdicts", "lineage", "transfer", "cost")) | drawn,
         epochs=epochs,
         metric=label[:1].upper() + label[1:],
         rows=[_row(r, found, run.metric) for r in rounds],
@@ -96,25 +102,23 @@ def render(run: RunInfo, rounds: Sequence[Round], summary: Json | None = None, w
 def _charts(run: RunInfo, rounds: Sequence[Round], found: Sequence[Entry], points: Sequence[Any]) -> list[charts.Chart]:
     made = [charts.prequential(rounds, found, run.metric), charts.differences(found)]
     if found:
-        made += [charts.lineage(found, len(rounds)), charts.matrix(found), charts.row_visits(points)]
+        made += [charts.lineage(found, len(rounds)), matrix(found), charts.row_visits(points)]
     return [c for c in made if c.variants and c.rows]
 
 
 def _figure(chart: charts.Chart) -> Json:
     return {
         "id": chart.id, "variants": chart.variants, "columns": chart.columns, "rows": chart.rows,
-        "height": chart.height_px, "scroll": chart.scroll_px,
+        "height": chart.height_px, "scroll": chart.scroll_px, "shared": chart.shared,
     }  # fmt: skip
 
 
 def _row(r: Round, found: Sequence[Entry], metric: str) -> Json:
     seen = r.observation
     answered, failed = served_requests(r)
-    notes = [note for note in (*seen.problems, *seen.notices) if note != charts.why(r) and note not in charts.why(r)]
-    if seen.quarantined_rows:
-        notes.append(f"{count(seen.quarantined_rows)} rows set aside")
-    if r.freshness_s is not None:
-        notes.append(f"served {duration(r.freshness_s)} after its window closed")
+    notes = [] if r.status == "quarantined" else list(seen.problems)
+    if r.status == "quarantined" and seen.labelled:
+        notes.append(f"{count(seen.labelled)} rows set aside")
     return {
         "index": r.index,
         "start": charts.day(r.window.start),
@@ -124,13 +128,14 @@ def _row(r: Round, found: Sequence[Entry], metric: str) -> Json:
         "notes": notes,
         "versions": [_version(e) for e in found if e.round is r],
         "metric": figure(number(seen.prequential.get(metric))),
-        "static": figure(number(seen.static.get(metric))),
+        "static": figure(never) if (never := number(seen.static.get(metric))) is not None else "",
         "events": count(seen.events),
         "labelled": count(seen.labelled) if seen.labelled != seen.events else "",
         "late": count(seen.late_labels),
         "served": count(answered),
         "failed": count(failed) if failed else "",
         "seconds": duration(r.seconds),
+        "traffic": duration(r.freshness_s) if r.freshness_s is not None else "",
     }
 
 
@@ -155,7 +160,7 @@ def script_json(value: Any) -> Markup:
     text = json.dumps(finite(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)  # noqa: S704
+    return Markup(text)
 
 
 @functools.cache
@@ -166,10 +171,10 @@ def _template() -> jinja2.Template:
 
 @functools.cache
 def _asset(name: str) -> Markup:
-    return Markup(resources.files("cltrain.tracking").joinpath(name).read_text("utf-8"))  # noqa: S704
+    return Markup(resources.files("cltrain.tracking").joinpath(name).read_text("utf-8"))
 
 
 @functools.cache
 def _plotly() -> Markup:
     """plotly.js as it comes with the package; read without importing the rest of it."""
-    return Markup(resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8"))  # noqa: S704
+    return Markup(resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8"))

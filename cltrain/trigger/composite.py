@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cltrain.errors import ConfigError
 from cltrain.records import Decision, to_json
@@ -32,10 +32,14 @@ class AtLeast:
 class Any(AtLeast):
     """Fire when one of `parts` fires."""
 
+    count: int = field(default=1, init=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class All(AtLeast):
     """Fire when every one of `parts` fires."""
+
+    count: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", len(self.parts))

@@ -1,0 +1,3 @@
+from cltrain.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""One Ray for the whole session, and jobs run as a user's settings would run them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+for name in ("CACHE", "DATA", "CONFIG"):
+    os.environ.setdefault(f"WANDB_{name}_DIR", "/tmp/cltrain-tests-wandb")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of two CPUs, started as the jobs start it."""
+    import ray
+
+    from cltrain.cluster import Cluster
+
+    with Cluster(workers=1, num_cpus=2, dashboard=False).session(True, {"job": "tests"}):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def settings_of() -> Callable[..., dict[str, Any]]:
+    """Resolved settings of a job from overrides, as `python -m jobs.<job>` would have them."""
+    from hydra import compose, initialize_config_dir
+
+    from cltrain.config import CONF, register_defaults
+    from jobs.entry import plain
+
+    register_defaults()
+
+    def resolve(*overrides: str, job: str = "loop") -> dict[str, Any]:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return plain(compose(config_name=job, overrides=list(overrides)))
+
+    return resolve
+
+
+@pytest.fixture()
+def small(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Settings of a job on a small table of ten weeks in `tmp_path`, in this process, without serving and W&B."""
+    folder = tmp_path / "events"
+    if not folder.exists():
+        write_table(folder)
+
+    def resolve(*overrides: str, job: str = "loop") -> dict[str, Any]:
+        return settings_of(
+            "data=parquet",
+            f"data.path={folder}",
+            "data.event_time=when",
+            "data.label=clicked",
+            "data.label_time=known",
+            "data.event_id=id",
+            "data.exclude=[kind,amount]",
+            "serve=none",
+            "tracking=files",
+            "cluster.workers=0",
+            f"store.root={tmp_path / 'store'}",
+            "train.stateless.min_steps=60",
+            *overrides,
+            job=job,
+        ) | {"run_dir": str(tmp_path / "run")}
+
+    return resolve
+
+
+def write_table(folder: Path, weeks: int = 10, rows_a_day: int = 60, seed: int = 0) -> pa.Table:
+    """Events of `weeks` weeks, a file a day; the rule turns slowly, labels come up to two days late and 3 % never."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    days, rows = weeks * 7, rows_a_day
+    tables = []
+    for day in range(days):
+        when = np.datetime64("2024-01-01") + np.timedelta64(day, "D")
+        times = when + np.sort(generator.integers(0, 86_400, rows)).astype("timedelta64[s]")
+        x, z = generator.normal(size=(2, rows))
+        shop = generator.choice(["a", "b", "c"], rows)
+        odds = 1.5 * x * np.cos(day / days * 2) + 1.5 * z * np.sin(day / days * 2) + (shop == "a")
+        clicked = (generator.random(rows) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+        known = times + generator.integers(0, 2 * 86_400, rows).astype("timedelta64[s]")
+        never = generator.random(rows) < 0.03
+        table = pa.table(
+            {
+                "id": [f"{day}-{i}" for i in range(rows)],
+                "when": times,
+                "known": pa.array(known, mask=never),
+                "x": x,
+                "z": z,
+                "shop": shop,
+                "clicked": pa.array(clicked, mask=never),
+                "kind": pa.array(np.where(odds > 1, "high", np.where(odds < -1, "low", "middle"))),
+                "amount": odds * 100 + generator.normal(size=rows) * 10,
+            }
+        )
+        pq.write_table(table, folder / f"day-{day:03d}.parquet")
+        tables.append(table)
+    return pa.concat_tables(tables)

@@ -1,0 +1,163 @@
+"""Following the registry, and what keeps a version from being served."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cltrain.registry import Registry, Store
+from cltrain.storage import Storage
+from cltrain.train.predictor import Predictor
+from serve.resident import ResidentVersions
+
+
+@pytest.fixture
+def resident(registry: Registry) -> Iterator[ResidentVersions]:
+    registry.promote("1.0", reason="first")
+    resident = ResidentVersions(registry, poll_s=0.02)
+    resident.refresh()
+    yield resident
+    resident.stop()
+
+
+def serves(resident: ResidentVersions) -> tuple[str, int] | None:
+    return (resident.current.version, resident.current.epoch) if resident.current else None
+
+
+def wait_for(resident: ResidentVersions, wanted: tuple[str, int], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while serves(resident) != wanted:
+        assert time.monotonic() < end, (serves(resident), resident.error)
+        time.sleep(0.01)
+
+
+def test_champion_and_previous_are_resident_and_a_rollback_loads_nothing(
+    resident: ResidentVersions, registry: Registry
+) -> None:
+    assert serves(resident) == ("1.0", 1)
+    assert not resident.refresh()
+    first = resident.resident()["1.0"]
+    registry.promote("1.1", reason="better")
+    assert resident.refresh()
+    assert (serves(resident), resident.resident().keys()) == (("1.1", 2), {"1.0", "1.1"})
+    registry.rollback(reason="worse")
+    assert resident.refresh()
+    assert (serves(resident), resident.resident()["1.0"]) == (("1.0", 3), first)
+
+
+def test_a_new_process_has_the_previous_champion_too(registry: Registry) -> None:
+    registry.promote("1.0", reason="first")
+    registry.promote("1.1", reason="better")
+    resident = ResidentVersions(registry, poll_s=1)
+    resident.refresh()
+    assert resident.resident().keys() == {"1.0", "1.1"}
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "encoder.json", "state.json", "registered"])
+def test_a_version_that_is_not_the_registered_one_leaves_the_old_one_serving(
+    resident: ResidentVersions, registry: Registry, store: Store, file: str
+) -> None:
+    good, bad = registry.version("1.0").state, registry.version("1.1").state
+    if file == "registered":  # whole and consistent, but another model's weights
+        for name in store.storage.names(good):
+            store.storage.write(name.replace(good, bad), store.storage.read(name))
+    else:
+        name = f"{bad}/{file}"
+        kept = store.storage.read(name)
+        store.storage.write(name, b"{}" if file == "state.json" else kept[:-1] + bytes([kept[-1] ^ 1]))
+    registry.promote("1.1", reason="better")
+    assert not resident.refresh()
+    assert serves(resident) == ("1.0", 1)
+    assert resident.registry_epoch == 2
+    assert resident.error
+    assert file == "state.json" or resident.error.startswith("DigestError")
+    assert resident.resident().keys() == {"1.0"}
+    if file not in ("registered",):  # mended, it is taken up without anybody asking
+        store.storage.write(name, kept)
+        resident.start()
+        wait_for(resident, ("1.1", 2))
+        assert resident.error is None
+
+
+def test_a_version_that_answers_nan_is_not_served(
+    resident: ResidentVersions, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Predictor.load
+
+    def load_broken(storage: Storage, prefix: str) -> Predictor:
+        predictor = load(storage, prefix)
+        with torch.no_grad():
+            for parameter in predictor.model.parameters():
+                parameter.fill_(float("nan"))
+        return predictor
+
+    monkeypatch.setattr(Predictor, "load", load_broken)
+    registry.promote("1.1", reason="better")
+    assert not resident.refresh()
+    assert serves(resident) == ("1.0", 1)
+    assert "is not served" in str(resident.error)
+
+
+def test_beside_a_champion_that_is_broken_a_new_process_serves_the_previous_one(
+    registry: Registry, store: Store
+) -> None:
+    registry.promote("1.0", reason="first")
+    registry.promote("1.1", reason="better")
+    store.storage.write(f"{registry.version('1.1').state}/weights.safetensors", b"broken")
+    resident = ResidentVersions(registry, poll_s=1)
+    assert resident.refresh()
+    assert serves(resident) == ("1.0", 1)
+    assert "DigestError" in str(resident.error)
+
+
+def test_a_locked_database_stops_nothing(resident: ResidentVersions, registry: Registry, store: Store) -> None:
+    resident.start()
+    lock = sqlite3.connect(store.storage.path("registry.db"), isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    time.sleep(0.3)
+    assert serves(resident) == ("1.0", 1)
+    lock.execute("ROLLBACK")
+    lock.close()
+    registry.promote("1.1", reason="better")
+    wait_for(resident, ("1.1", 2))
+
+
+def test_a_registry_that_fails_is_reported_and_asked_again(
+    resident: ResidentVersions, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "epoch", lambda _: 1 / 0)
+        time.sleep(0.2)
+        assert "ZeroDivisionError" in str(resident.error)
+        assert serves(resident) == ("1.0", 1)
+    registry.promote("1.1", reason="better")
+    wait_for(resident, ("1.1", 2))
+    assert resident.error is None
+
+
+def test_version_and_epoch_always_belong_together(resident: ResidentVersions, registry: Registry) -> None:
+    resident.start()
+    seen: set[tuple[str, int]] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            seen.add(serves(resident) or ("", 0))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    last = ("1.0", 1)
+    for number in range(30):
+        version = "1.1" if number % 2 == 0 else "1.0"
+        last = (version, registry.promote(version, reason="flip"))
+        time.sleep(0.01)
+    wait_for(resident, last)
+    over.set()
+    watcher.join()
+    truth = {(move["new"], move["epoch"]) for move in registry.moves() if move["alias"] == "champion"}
+    assert len(seen) > 3
+    assert seen <= truth
