@@ -15,7 +15,8 @@ from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConfigError, StoreError
 from cltrain.evaluate import headline
-from cltrain.loop import Loop, Timeline
+from cltrain.loop import Loop
+from cltrain.parts import Timeline
 from cltrain.records import Json, Kind, RunInfo, to_json
 from cltrain.registry import Registry, RoundLog, Store
 from cltrain.storage import digest_json
@@ -87,6 +88,7 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
     _require_rounds(parts, event_log)
     serving, cluster = parts["serve"], parts["cluster"]
     about = {"job": settings["name"], "model": name, "store": info.store}
+    serving.check()
     with cluster.session(serving.needs_ray, about) as dashboard, cluster.runner(store) as runner:
         if dashboard:
             log.warning("Ray dashboard: %s", dashboard)

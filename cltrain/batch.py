@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 UNKNOWN = 0  # index of a category that training never saw
 
 
@@ -49,7 +48,9 @@ class Batch:
     def take(self, index: Tensor) -> Batch:
         """The rows at `index` (int64), in that order."""
         return Batch(
-            {name: value[index] for name, value in self.inputs.items()}, self.target[index], self.weight[index]
+            {name: value.index_select(0, index) for name, value in self.inputs.items()},
+            self.target.index_select(0, index),
+            self.weight.index_select(0, index),
         )
 
     def to(self, device: torch.device | str) -> Batch:

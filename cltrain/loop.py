@@ -5,11 +5,8 @@ only takes the clock from the data."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,8 +15,8 @@ from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConflictError, UpdateError
 from cltrain.evaluate import Evaluation
-from cltrain.gate import NonInferiority
 from cltrain.observe import Watch
+from cltrain.parts import Clock, Gate, Runner, Serving, Timeline, Windows
 from cltrain.records import (
     Challenger,
     Decision,
@@ -43,30 +40,6 @@ from cltrain.train.settings import Recalibrate
 from cltrain.trigger import Evidence, Trigger
 
 
-class Windows(Protocol):
-    def cut(self, timeline: Any, after: Window | None) -> Iterator[Window]: ...
-
-
-class Clock(Protocol):
-    slack: float
-
-    def now(self, data_end: datetime) -> datetime: ...
-    def wait(self) -> bool: ...
-
-
-class Runner(Protocol):
-    """Trains: in this process, or on a warm group of workers."""
-
-    def update(self, request: UpdateRequest) -> Challenger: ...
-
-
-class Serving(Protocol):
-    """Where versions answer. `traffic` replays events while its block runs, and then tells what it saw."""
-
-    def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[Any]: ...
-    def confirm(self, version: str, epoch: int) -> float | None: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """An update that somebody asks for: of this kind, from this version, for this reason."""
@@ -88,7 +61,7 @@ class Loop:
     stateful: bool
     runner: Runner
     evaluation: Evaluation
-    gate: NonInferiority
+    gate: Gate
     registry: Registry
     rounds: RoundLog
     serving: Serving
@@ -246,27 +219,6 @@ class Loop:
         epoch = self.registry.promote(winner.version, by="loop", reason=winner.reason, expected=previous)
         confirm_s = self.serving.confirm(winner.version, epoch)
         return RollOut(kind="swap", version=winner.version, previous=previous, epoch=epoch, confirm_s=confirm_s)
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """What windows are cut from: the log, as far as the clock has come."""
-
-    log: EventLog
-    clock: Clock
-
-    @property
-    def slack(self) -> float:
-        return self.clock.slack
-
-    def first(self) -> datetime | None:
-        return self.log.first()
-
-    def nth_after(self, start: datetime, rows: int) -> datetime | None:
-        return self.log.nth_after(start, rows, self.clock.now(self.log.end()))
-
-    def now(self) -> datetime:
-        return self.clock.now(self.log.end())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@ whether the window is sound."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,27 +36,32 @@ class Watch:
 
     def __post_init__(self) -> None:
         self.predictor = lru_cache(maxsize=4)(lambda state: Predictor.load(self._storage, state))
-        self._reference = lru_cache(maxsize=1)(self._profile_of_first)
+        self._profile = lru_cache(maxsize=1)(self._profile_of)
 
     def observe(self, window: Window, champion: VersionRecord | None) -> Observation:
-        """Everything that became known by the end of the window. The contract is held against the window's own rows."""
+        """Everything that became known by the end of the window. The contract is held against all events of the window,
+        since their labels may come much later; held-out rows are those that became known since the round before."""
         broken = [r.window for r in self.finished if r.status == "quarantined"]
         self.snapshots.excluded = tuple((to_us(w.start), to_us(w.end)) for w in broken)
         before = self.finished[-1].cursor if self.finished else None
+        had = champion.challenger.cursor if champion else None
         arrived = self.snapshots.fresh("arrived", "all", window.end, before)
         rows = self.snapshots.table(arrived)
-        events = self.log.count(window.start, window.end)
-        inside = rows.filter(pa.array(event_us(rows) >= to_us(window.start)))
-        reference = self._reference() if self.finished else None
+        inside = int((event_us(rows) >= to_us(window.start)).sum())
         prequential, static = self._test_first(window.index, rows, champion)
         return Observation(
-            events=events,
+            events=self.log.count(window.start, window.end),
             labelled=rows.num_rows,
             late_labels=arrived.late_rows,
-            problems=self.contract.breaches(inside, reference, events) if events else (),
+            problems=self.contract.breaches(
+                self.log.between(window.start, window.end), self._reference(), inside
+            ),
             arrived=arrived,
-            fresh=self.snapshots.fresh("train", "train", window.end, champion.challenger.cursor if champion else None),
-            holdout=self.snapshots.between("holdout", "holdout", window.end, window.start, window.end),
+            fresh=self.snapshots.fresh("train", "train", window.end, had),
+            # A round by hand comes between two of the series and has, beside the rows of its base, none of its own.
+            holdout=self.snapshots.fresh(
+                "holdout", "holdout", window.end, had if window.index < 0 else before
+            ),
             cursor=self.snapshots.cursor(window.end),
             prequential=prequential,
             static=static,
@@ -64,7 +71,7 @@ class Watch:
         return self.snapshots.table(seen.arrived)
 
     def held_out(self, index: int, seen: Observation) -> list[tuple[int, pa.Table]]:
-        """Held-out rows of every sound window up to window `index`, which comes last."""
+        """Held-out rows of every sound round up to round `index`, which comes last."""
         sound = [(r.index, r.observation.holdout) for r in self.finished if r.status != "quarantined"]
         return [(i, self.snapshots.table(snapshot)) for i, snapshot in [*sound, (index, seen.holdout)]]
 
@@ -72,8 +79,16 @@ class Watch:
     def _storage(self) -> Storage:
         return self.registry.store.storage
 
-    def _profile_of_first(self) -> Profile:
-        return profile_of(self.snapshots.table(self.finished[0].observation.arrived))
+    def _reference(self) -> Profile | None:
+        """What the first sound window was like."""
+        sound = next(
+            (r.window for r in self.finished if r.observation.events and not r.observation.problems), None
+        )
+        return self._profile(sound) if sound else None
+
+    def _profile_of(self, window: Window) -> Profile:
+        parts = map(profile_of, self.log.between(window.start, window.end))
+        return functools.reduce(operator.add, parts)
 
     def _test_first(self, index: int, rows: pa.Table, champion: VersionRecord | None) -> tuple[Json, Json]:
         """Metrics of the champion of each row's moment and of the first champion, on rows that neither had yet seen.
@@ -110,7 +125,9 @@ class Watch:
         with self._storage.writing(prequential_name(self.registry.model, index)) as path:
             write_arrow(path, pa.concat_tables(parts))
         task = self.log.source.columns.task
-        return tuple(sums.values() for sums in read_prequential(self._storage, self.registry.model, task, [index]))  # type: ignore[return-value]
+        return tuple(
+            sums.values() for sums in read_prequential(self._storage, self.registry.model, task, [index])
+        )  # type: ignore[return-value]
 
     def _score(self, version: str, rows: pa.Table) -> Scores:
         return self.predictor(self.registry.version(version).state).score(rows)
@@ -124,7 +141,8 @@ def read_prequential(
     storage: Storage, model: str, task: str, indices: Sequence[int]
 ) -> tuple[MetricSums, MetricSums]:
     """Sums over rounds: of the champion of the moment, and of the first champion."""
-    ours, static = [], []
+    ours: list[MetricSums] = []
+    static: list[MetricSums] = []
     for index in indices:
         name = prequential_name(model, index)
         if storage.exists(name):

@@ -37,14 +37,23 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray, salt: int) -> np.ndarray:
     """
     if len(ids) == 0:
         return np.empty(0)
-    text = np.char.encode(np.asarray(ids.to_numpy(zero_copy_only=False), dtype=str), "utf-8")
-    width = max(text.dtype.itemsize, 1)
-    codes = text.view(np.uint8).reshape(len(text), width).astype(np.uint64)
-    length = np.char.str_len(text)
+    text = pa.concat_arrays(
+        [c.cast(pa.string()) for c in (ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids])]
+    )
+    _, offsets, content = text.buffers()
+    place = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
+    octets = np.frombuffer(content or b"", np.uint8)
+    length = np.diff(place)
+    # Longest first, so that the ids which reach a position are a prefix.
+    order = np.argsort(-length, kind="stable") if length.min() != length.max() else np.arange(len(length))
+    start, ends = place[:-1][order], np.searchsorted(-length[order], -np.arange(length.max()), side="left")
     value = np.full(len(text), _BASIS ^ np.uint64(salt & 0xFFFFFFFFFFFFFFFF))
     with np.errstate(over="ignore"):
-        for position in range(width):
-            value = np.where(position < length, (value ^ codes[:, position]) * _PRIME, value)
+        for position, end in enumerate(ends):
+            some = value[:end]
+            some ^= octets[start[:end] + position]
+            some *= _PRIME
+        value[order] = value.copy()
         value ^= value >> np.uint64(30)
         value *= np.uint64(0xBF58476D1CE4E5B9)
         value ^= value >> np.uint64(27)

@@ -29,9 +29,12 @@ class Storage:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = str(root)
         if "://" in self.root:
-            self._fs, self._base = fs.FileSystem.from_uri(self.root)
+            try:
+                self._fs, self._base = fs.FileSystem.from_uri(self.root)
+            except (OSError, pa.ArrowException) as error:
+                raise StoreError(f"store.root={self.root} cannot be used: {error}") from error
         else:
-            self._fs, self._base = fs.LocalFileSystem(), str(Path(self.root).absolute())
+            self._fs, self._base = fs.LocalFileSystem(), str(Path(self.root).expanduser().absolute())
 
     @property
     def is_local(self) -> bool:
@@ -41,7 +44,13 @@ class Storage:
         return f"{self._base}/{name}" if name else self._base
 
     def exists(self, name: str) -> bool:
-        return self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        return self._info(name).type != fs.FileType.NotFound
+
+    def _info(self, name: str) -> fs.FileInfo:
+        try:
+            return self._fs.get_file_info(self.path(name))
+        except OSError as error:
+            raise StoreError(f"cannot reach {self.path(name)}: {error}") from error
 
     def read(self, name: str) -> bytes:
         try:
@@ -51,7 +60,12 @@ class Storage:
             raise StoreError(f"cannot read {self.path(name)}: {error}") from error
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read(name))
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StoreError(
+                f"{self.path(name)} is not JSON, so it was altered or cut off: {error}"
+            ) from error
 
     def write(self, name: str, data: bytes) -> str:
         """Store `data` whole or not at all, and return its digest."""
@@ -70,7 +84,10 @@ class Storage:
         try:
             if folder:
                 os.makedirs(folder, exist_ok=True)
-            part = Path(folder or os.environ.get("TMPDIR", "/tmp")) / f".{os.path.basename(name)}.{uuid.uuid4().hex}"
+            part = (
+                Path(folder or os.environ.get("TMPDIR", "/tmp"))
+                / f".{os.path.basename(name)}.{uuid.uuid4().hex}"
+            )
             try:
                 yield part
                 if folder:
@@ -87,16 +104,23 @@ class Storage:
 
     def local_copy(self, name: str, cache: Path | None = None) -> Path:
         """A path on this machine that holds the blob, so that it can be memory-mapped."""
+        info = self._info(name)
+        if info.type == fs.FileType.NotFound:
+            raise StoreError(f"{self.path(name)} is not there")
         if self.is_local:
             return Path(self.path(name))
-        key = hashlib.blake2b(self.path(name).encode(), digest_size=16).hexdigest()
+        identity = f"{self.root}/{name}/{info.size}/{info.mtime_ns}"
+        key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
         copy = (cache or Path(os.environ.get("TMPDIR", "/tmp")) / "cltrain-blobs") / key
         if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            part = copy.with_name(f".{key}.{uuid.uuid4().hex}")
-            with self._fs.open_input_stream(self.path(name)) as source, open(part, "wb") as sink:
-                shutil.copyfileobj(source, sink, _CHUNK)
-            os.replace(part, copy)
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                part = copy.with_name(f".{key}.{uuid.uuid4().hex}")
+                with self._fs.open_input_stream(self.path(name)) as source, open(part, "wb") as sink:
+                    shutil.copyfileobj(source, sink, _CHUNK)
+                os.replace(part, copy)
+            except OSError as error:
+                raise StoreError(f"cannot copy {self.path(name)} to {copy.parent}: {error}") from error
         return copy
 
     def names(self, prefix: str) -> list[str]:
@@ -109,17 +133,27 @@ class Storage:
         """Raise `DigestError` unless the blob is the one that was recorded."""
         found = digest_file(self.local_copy(name))
         if found != digest:
-            raise DigestError(f"{self.path(name)} has digest {found[:12]}, but {digest[:12]} was recorded: it was altered")
+            raise DigestError(
+                f"{self.path(name)} has digest {found[:12]}, but {digest[:12]} was recorded: it was altered"
+            )
 
     def require_writable(self) -> None:
+        """Raise `StoreError` unless files can be written; leaves none behind."""
         try:
             self.write(".writable", b"")
-        except StoreError as error:
-            raise StoreError(f"store.root {self.root} is not writable: {error}; pass store.root=FOLDER") from error
+            self._fs.delete_file(self.path(".writable"))
+        except FileNotFoundError:
+            pass  # another process that checks at the same time has deleted it
+        except (StoreError, OSError) as error:
+            raise StoreError(
+                f"store.root={self.root} is not writable: {error}; pass store.root=FOLDER"
+            ) from error
 
 
 def canonical_json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest_bytes(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -32,7 +33,7 @@ def row_losses(task: str, outputs: Tensor, target: Tensor) -> Tensor:
     if task == "multiclass":
         known = target < outputs.shape[1]
         loss = F.cross_entropy(outputs, torch.where(known, target, 0), reduction="none")
-        return torch.where(known, loss, -torch.log(torch.tensor(LOG_LOSS_FLOOR)).to(loss))
+        return torch.where(known, loss, -math.log(LOG_LOSS_FLOOR))
     return (outputs[:, 0] - target.to(outputs.dtype)).square()
 
 

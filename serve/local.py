@@ -110,9 +110,9 @@ class LocalServing:
 
     def stop(self) -> None:
         """Stop what `start` started; the logs are closed and complete after it. Safe to call at any time."""
-        from ray import serve
-
         if self.url is not None:
+            from ray import serve
+
             self.url = None
             with _quiet():
                 serve.shutdown()
@@ -172,6 +172,9 @@ class NoServing:
 
     needs_ray: ClassVar[bool] = False
     url: None = field(default=None, init=False)
+
+    def check(self) -> None:
+        """Nothing can be in the way."""
 
     def start(self, store: Store, model: str) -> None:
         """Nothing to start."""

@@ -76,7 +76,7 @@ def loss_of(answer: Mapping[str, Any], label: Any) -> float:
 
 
 def summarise(sent: Sequence[Sent], feedback: int) -> dict[str, Any]:
-    """What is kept of replayed traffic: counts, latencies at the client in ms, and the mean loss where labels are known."""
+    """What is kept of replayed traffic: counts, the client's latencies in ms, mean loss where labels are known."""
     answered = [one for one in sent if one.answer is not None]
     milliseconds = [1e3 * one.seconds for one in answered]
     losses = [loss_of(one.answer, one.row[LABEL]) for one in answered if one.answer and one.row.get(LABEL) is not None]

@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",  # a rank stuck in a collective holds up a restart
 }
 
+LAST_WORD_S = 2.0  # the mailbox outlives the fit, and may still answer
+
 
 class Settle(ray.train.UserCallback):
     """Runs in the controller, and waits for the mailbox: what was reported is settled before a group can restart."""
@@ -135,9 +137,10 @@ class WarmGroup:
         assert self._fit is not None
         future = reference.future()
         concurrent.futures.wait([future, self._fit], return_when=concurrent.futures.FIRST_COMPLETED)
-        if future.done():
-            return future.result()
-        error = self._fit.exception()
+        try:
+            return future.result(timeout=None if future.done() else LAST_WORD_S)
+        except concurrent.futures.TimeoutError:
+            error = self._fit.exception()
         raise UpdateError(f"the worker group has ended: {error or 'it was closed'}; check cluster.workers and resources")
 
 

@@ -7,8 +7,10 @@ label) grows with each update, and no category ever changes its index.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,18 @@ import pyarrow.compute as pc
 import torch
 
 from cltrain.batch import UNKNOWN, Batch, InputSpec
-from cltrain.data.schema import Feature, Schema, feature_column
-from cltrain.errors import LabelError
+from cltrain.data.schema import HOUR, WEEKDAY, Feature, FeatureKind, Schema, feature_column
+from cltrain.data.values import text_of
+from cltrain.errors import UpdateError
 from cltrain.records import EVENT_TIME, LABEL
 
 MISSING, FIRST = UNKNOWN + 1, UNKNOWN + 2  # index of null, and of the first category
 BINS = 12
 MAX_CATEGORIES = 20_000
+FEW_ROWS = 64  # of which a look-up in a dict is faster than one in Arrow
+IDENTIFIER_SHARE = 0.5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,18 @@ class NumericColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalColumn:
+    """Index `FIRST` + i for `categories[i]`; `MISSING` for null; `UNKNOWN` for all others."""
+
     name: str
     categories: tuple[str, ...]
+
+    @cached_property
+    def places(self) -> dict[str | None, int]:
+        return {None: MISSING} | {value: i for i, value in enumerate(self.categories, FIRST)}
+
+    @cached_property
+    def values(self) -> pa.Array:
+        return pa.array(self.categories, pa.string())
 
     @property
     def size(self) -> int:
@@ -83,7 +100,8 @@ class Encoder:
         indicator = len(self.numeric)
         for i, column in enumerate(self.numeric):
             values, null = _numbers(table, column.name)
-            scaled = np.clip((values - column.mean) / column.std, column.low, column.high)
+            with np.errstate(over="ignore"):
+                scaled = np.clip((values - column.mean) / column.std, column.low, column.high)
             numeric[:, i] = np.where(null, 0.0, scaled)
             if column.nullable:
                 numeric[:, indicator] = null
@@ -113,6 +131,8 @@ class Encoder:
         """The same encoder with the categories and classes of `table` added at the end, most frequent first."""
         columns = tuple(
             dataclasses.replace(c, categories=c.categories + _new_values(table.column(c.name), c.categories))
+            if c.name in table.column_names
+            else c
             for c in self.categorical
         )
         classes = self.classes
@@ -125,53 +145,64 @@ class Encoder:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Encoder:
-        numeric = tuple(NumericColumn(**{**c, "edges": tuple(c["edges"])}) for c in value["numeric"])
-        categorical = tuple(CategoricalColumn(name=c["name"], categories=tuple(c["categories"])) for c in value["categorical"])
-        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in ("numeric", "categorical")}
-        return cls(numeric=numeric, categorical=categorical, **rest)
+        columns = {
+            "numeric": tuple(NumericColumn(**{**c, "edges": tuple(c["edges"])}) for c in value["numeric"]),
+            "categorical": tuple(
+                CategoricalColumn(**{**c, "categories": tuple(c["categories"])}) for c in value["categorical"]
+            ),
+            "classes": tuple(value["classes"]),
+        }
+        return cls(**{**value, **columns})
 
 
 def fit_encoder(table: pa.Table, schema: Schema) -> Encoder:
-    """Learn vocabulary and statistics from the rows of a training from scratch. Raises `LabelError` when there is
-    nothing to tell apart. Numeric columns that never vary are left out."""
-    task = schema.columns.task
-    label = table.column(LABEL)
-    if table.num_rows == 0:
-        raise LabelError("there is no labelled row to learn from")
-    numeric = tuple(c for name in schema.names("numeric") if (c := _fit_numeric(table, name)) is not None)
+    """Learn vocabulary and statistics from the rows of a training from scratch. Numeric columns that never vary are
+    left out. Raises `UpdateError` when there is nothing to learn from or nothing to tell apart: later rows may be better."""
+    task, name = schema.columns.task, schema.columns.label
+    label = table.column(LABEL).drop_null()
+    if not len(label):
+        raise UpdateError("there is no labelled row to learn from")
+    classes = tuple(sorted(pc.unique(label).to_pylist(), key=_natural)) if task != "regression" else ()
+    if len(classes) == 1:
+        raise UpdateError(
+            f"data.label={name} holds only {classes[0]} in these {len(label)} rows: give it a longer window"
+        )
+    numeric = tuple(c for n in schema.names("numeric") if (c := _fit_numeric(table, n)) is not None)
     categorical = tuple(
-        CategoricalColumn(name=name, categories=_new_values(table.column(name), ())) for name in schema.names("categorical")
+        CategoricalColumn(name=n, categories=_new_values(table.column(n), ()))
+        for n in schema.names("categorical")
     )
-    encoder = Encoder(task=task, numeric=numeric, categorical=categorical)
+    for column in categorical:
+        if len(column.categories) > IDENTIFIER_SHARE * table.num_rows > IDENTIFIER_SHARE * FEW_ROWS:
+            log.warning(
+                "%s differs in most rows and teaches little: data.exclude='[%s]'", column.name, column.name
+            )
+    if not numeric and not categorical:
+        raise UpdateError(f"no column varies in these {table.num_rows} rows: there is nothing to learn from")
     if task == "multiclass":
-        classes = tuple(sorted(_new_values(label, ()), key=_natural))
-        if len(classes) < 2:
-            raise LabelError(f"data.label={schema.columns.label} holds one class only ({', '.join(classes)})")
-        return dataclasses.replace(encoder, classes=classes)
-    if task == "regression":
-        values = np.asarray(label)
-        return dataclasses.replace(encoder, target_mean=float(values.mean()), target_std=float(values.std()) or 1.0)
-    return encoder
+        return Encoder(task=task, numeric=numeric, categorical=categorical, classes=classes)
+    mean, std = _moments(np.asarray(label)) if task == "regression" else (0.0, 1.0)
+    return Encoder(task=task, numeric=numeric, categorical=categorical, target_mean=mean, target_std=std)
 
 
 def request_table(rows: Sequence[dict[str, Any]], encoder: Encoder) -> pa.Table:
     """Events from requests (one dict of features a row); features that are absent are null, strangers are ignored."""
     times = pa.array([row.get(EVENT_TIME) for row in rows], pa.timestamp("us", tz="UTC"))
     columns: dict[str, pa.Array] = {}
-    for kind, names in (("numeric", encoder.numeric), ("categorical", encoder.categorical)):
-        for column in names:
-            feature = Feature(name=column.name, kind=kind)  # type: ignore[arg-type]
-            if column.name in ("_hour", "_weekday"):
-                columns[column.name] = feature_column(pa.table({}), feature, times)
-            else:
-                columns[column.name] = _request_column([row.get(column.name) for row in rows], kind)
+    features = [Feature(name=c.name, kind="numeric") for c in encoder.numeric]
+    features += [Feature(name=c.name, kind="categorical") for c in encoder.categorical]
+    for feature in features:
+        if feature.name in (HOUR, WEEKDAY):
+            columns[feature.name] = feature_column(pa.table({}), feature, times)
+        else:
+            columns[feature.name] = _request_column([row.get(feature.name) for row in rows], feature.kind)
     return pa.table(columns)
 
 
-def _request_column(values: Iterable[Any], kind: str) -> pa.Array:
+def _request_column(values: Iterable[Any], kind: FeatureKind) -> pa.Array:
     if kind == "numeric":
         return pa.array([None if v is None else float(v) for v in values], pa.float64())
-    return pa.array([None if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values], pa.string())
+    return pa.array([None if v is None else text_of(v) for v in values], pa.string())
 
 
 def _numbers(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -184,12 +215,14 @@ def _numbers(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _indices(table: pa.Table, column: CategoricalColumn) -> np.ndarray:
+    """(N,) int64."""
     if column.name not in table.column_names:
         return np.full(table.num_rows, MISSING)
     values = table.column(column.name)
-    found = pc.index_in(values, value_set=pa.array(column.categories, pa.string()))
-    index = np.asarray(pc.fill_null(pc.add(found, FIRST), UNKNOWN))
-    return np.where(np.asarray(pc.is_null(values)), MISSING, index)
+    if len(values) <= FEW_ROWS:
+        return np.array([column.places.get(value, UNKNOWN) for value in values.to_pylist()], np.int64)
+    found = np.asarray(pc.fill_null(pc.index_in(values, value_set=column.values), UNKNOWN - FIRST)) + FIRST
+    return np.where(np.asarray(pc.is_null(values)), MISSING, found)
 
 
 def _fit_numeric(table: pa.Table, name: str) -> NumericColumn | None:
@@ -199,10 +232,12 @@ def _fit_numeric(table: pa.Table, name: str) -> NumericColumn | None:
         return None
     low, high = np.quantile(values, [0.005, 0.995])
     core = np.clip(values, low, high) if low < high else values
-    mean, std = float(core.mean()), float(core.std())
-    scaled = (values - mean) / std
-    inner = (core - mean) / std
+    mean, std = _moments(core)
+    with np.errstate(over="ignore"):
+        scaled, inner = (values - mean) / std, (core - mean) / std
     edges = np.unique(np.quantile(inner, np.linspace(0, 1, BINS + 1)).astype(np.float32))
+    if len(edges) < 2:
+        return None
     return NumericColumn(
         name=name,
         mean=mean,
@@ -214,16 +249,36 @@ def _fit_numeric(table: pa.Table, name: str) -> NumericColumn | None:
     )
 
 
+def _moments(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation (1.0 where there is none) of finite numbers of any size."""
+    scale = float(np.abs(values).max()) or 1.0
+    small = values / scale
+    return float(small.mean()) * scale, float(small.std()) * scale or 1.0
+
+
 def _new_values(column: pa.ChunkedArray, known: tuple[str, ...]) -> tuple[str, ...]:
-    counts = pc.value_counts(column.drop_null())
-    values = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)
-    have = set(known)
-    fresh = sorted(((-n, v) for v, n in values if v not in have))
-    return tuple(v for _, v in fresh)[: max(0, MAX_CATEGORIES - len(known))]
+    """Values that are not known, most frequent first, as many as there is room for."""
+    room = MAX_CATEGORIES - len(known)
+    fresh = (
+        column.filter(pc.invert(pc.is_in(column, value_set=pa.array(known, pa.string()))))
+        if known
+        else column
+    )
+    counts = pc.value_counts(fresh.drop_null())
+    if len(counts) > room > 0:
+        log.warning(
+            "there are %d categories more than the %d that fit; the rare ones count as unknown",
+            len(counts) - room,
+            room,
+        )
+    table = pa.table({"value": counts.field(0), "count": counts.field(1)})
+    order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])[: max(0, room)]
+    return tuple(table.column("value").take(order).to_pylist())
 
 
-def _natural(text: str) -> tuple[int, float, str]:
+def _natural(value: str | float) -> tuple[int, float, str]:
+    """Numbers by size, then text."""
     try:
-        return 0, float(text), text
+        return 0, float(value), str(value)
     except ValueError:
-        return 1, 0.0, text
+        return 1, 0.0, str(value)

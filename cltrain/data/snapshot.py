@@ -8,7 +8,8 @@ memory-mapped Arrow IPC cache that can be deleted at any time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -17,12 +18,15 @@ import numpy as np
 import pyarrow as pa
 
 from cltrain.clock import to_us
-from cltrain.data.event_log import NEVER, EventLog, LogFile, row_times
+from cltrain.data.event_log import EventLog, LogFile, Part, row_times
 from cltrain.data.holdout import is_held_out
+from cltrain.data.schema import Schema, with_features
 from cltrain.errors import ConfigError, DigestError, StoreError
 from cltrain.records import EVENT_ID, EVENT_TIME, Cursor, Snapshot
 from cltrain.seeding import hash_ids
-from cltrain.storage import Storage, digest_file, digest_json, read_arrow
+from cltrain.storage import Storage, digest_json, read_arrow
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "holdout", "all"]
 CACHE_ROWS = 65_536
@@ -45,9 +49,9 @@ class Rule:
     holdout_share: float = 0.1
     seed: int = 0
 
-    def select(self, table: pa.Table, seen: bool) -> np.ndarray:
+    def by_time(self, roles: pa.Table, seen: bool) -> np.ndarray:
         """(N,) bool for rows of a file that was (`seen`) or was not there at `after`."""
-        event, visible, good = row_times(table)
+        event, visible, good = row_times(roles)
         keep = good & (visible < self.until)
         if seen and self.after is not None:
             keep &= visible >= self.after
@@ -57,10 +61,24 @@ class Rule:
             keep &= event < self.end
         for low, high in self.excluded:
             keep &= ~((event >= low) & (event < high))
-        if self.split != "all":
-            held = is_held_out(table.column(EVENT_ID), self.holdout_share)
-            keep &= held if self.split == "holdout" else ~held
         return keep
+
+    def by_id(self, ids: pa.ChunkedArray) -> np.ndarray:
+        """(N,) bool: on this side of the split."""
+        if self.split == "all":
+            return np.ones(len(ids), bool)
+        held = is_held_out(ids, self.holdout_share)
+        return held if self.split == "holdout" else ~held
+
+    def may_hold(self, part: Part, seen: bool) -> bool:
+        """False only if no row of the part can be kept."""
+        if part.first_visible_us >= self.until:
+            return False
+        if seen and self.after is not None and part.last_visible_us < self.after:
+            return False
+        return (self.start is None or part.last_us >= self.start) and (
+            self.end is None or part.first_us < self.end
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,70 +144,97 @@ class Snapshots:
 
     def freeze(self, rule: Rule) -> Snapshot:
         """Write the manifest, decode its rows into the cache, and count them."""
-        assert self._log.schema is not None
         seen = set(rule.seen)
-        files = [f for f in sorted(self._log.files.values(), key=lambda f: f.name) if _may_hold(f, rule, f.name in seen)]
+        files = [
+            file
+            for _, file in sorted(self._log.files.items())
+            if any(rule.may_hold(part, file.name in seen) for part in file.parts)
+        ]
+        schema = self._log.schema
         manifest = {
             "rule": dataclasses.asdict(rule) | {"seen": sorted(seen & {f.name for f in files})},
             "files": [{"name": f.name, "digest": f.digest, "rows": f.rows} for f in files],
-            "columns": dataclasses.asdict(self._log.schema.columns),
-            "features": [dataclasses.asdict(f) for f in self._log.schema.features],
+            "columns": dataclasses.asdict(schema.columns),
+            "features": [dataclasses.asdict(f) for f in schema.features],
         }
         digest = digest_json(manifest)
-        rows, late = self._decode(digest, rule, [f.name for f in files])
+        rows, late = self._decode(digest, rule, files, schema)
         name = f"snapshots/{digest}.json"
         if not self._storage.exists(name):
             self._storage.write_json(name, manifest | {"row_count": rows})
         return Snapshot(digest=digest, role=rule.role, rows=rows, late_rows=late)
 
-    def _decode(self, digest: str, rule: Rule, names: list[str]) -> tuple[int, int]:
-        if self._storage.exists(cache_name(digest)):
-            table = read_rows(self._storage, digest)
+    def _decode(self, digest: str, rule: Rule, files: list[LogFile], schema: Schema) -> tuple[int, int]:
+        """Write the rows into the cache unless they are there; how many they are, and how many of them are late."""
+        if (table := self._cached(digest)) is not None:
             return table.num_rows, _count_late(table, rule)
-        tables = list(self._selected(rule, names))
-        if rule.max_rows is not None and sum(t.num_rows for t in tables) > rule.max_rows:
-            tables = [_sample(pa.concat_tables(tables), rule.max_rows, rule.seed)]
+        tables = self._selected(rule, files, schema)
+        if rule.max_rows is not None:
+            tables = _sample(tables, rule.max_rows, rule.seed)
         rows = late = 0
-        with self._storage.writing(cache_name(digest)) as part, pa.OSFile(str(part), "wb") as sink:
-            schema = tables[0].schema if tables else self._empty().schema
-            with pa.ipc.new_file(sink, schema) as writer:
-                for table in tables:
-                    writer.write_table(table, max_chunksize=CACHE_ROWS)
-                    rows += table.num_rows
-                    late += _count_late(table, rule)
+        with (
+            self._storage.writing(cache_name(digest)) as path,
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, schema.arrow) as writer,
+        ):
+            for table in _in_batches(tables):
+                writer.write_table(table, max_chunksize=CACHE_ROWS)
+                rows += table.num_rows
+                late += _count_late(table, rule)
         return rows, late
 
-    def _selected(self, rule: Rule, names: list[str]) -> Iterator[pa.Table]:
+    def _selected(self, rule: Rule, files: list[LogFile], schema: Schema) -> Iterator[pa.Table]:
+        """Rows are chosen by their columns with a role; the features of the others are never converted."""
         seen = set(rule.seen)
-        for name in names:
-            for table in self._log.scan([name]):
-                keep = rule.select(table, name in seen)
-                if keep.any():
-                    yield table.filter(pa.array(keep)).combine_chunks()
+        for file in files:
+            parts = [i for i, part in enumerate(file.parts) if rule.may_hold(part, file.name in seen)]
+            for roles, batch in self._log.batches(file, parts, schema):
+                kept = np.flatnonzero(rule.by_time(roles, file.name in seen))
+                kept = kept[rule.by_id(roles.column(EVENT_ID).take(pa.array(kept)))]
+                if len(kept):
+                    index = pa.array(kept)
+                    yield with_features(roles.take(index), batch.take(index), schema)
 
-    def _empty(self) -> pa.Table:
-        name = next(iter(self._log.files))
-        return next(self._log.scan([name])).slice(0, 0)
+    def _cached(self, digest: str) -> pa.Table | None:
+        """The decoded rows, unless they are not there or cannot be read."""
+        if not self._storage.exists(cache_name(digest)):
+            return None
+        try:
+            return read_rows(self._storage, digest)
+        except (OSError, pa.ArrowException) as error:
+            log.warning("%s is damaged and will be decoded again: %s", cache_name(digest), error)
+            return None
 
     def table(self, snapshot: Snapshot) -> pa.Table:
         """Its rows, memory-mapped. Where the cache is gone they are decoded again from the recorded files; a file that
         was altered raises `DigestError`."""
-        if not self._storage.exists(cache_name(snapshot.digest)):
-            self.rebuild(snapshot.digest)
+        if (table := self._cached(snapshot.digest)) is not None:
+            return table
+        self.rebuild(snapshot.digest)
         return read_rows(self._storage, snapshot.digest)
 
     def rebuild(self, digest: str) -> None:
+        """Decode a snapshot again from its manifest, unless its rows are in the cache."""
         name = f"snapshots/{digest}.json"
         if not self._storage.exists(name):
             raise StoreError(f"there is no snapshot {digest[:12]} in {self._storage.root}")
         manifest = self._storage.read_json(name)
-        for file in manifest["files"]:
-            filesystem, path = self._log.source.locate(file["name"])
-            if digest_file(path, filesystem) != file["digest"]:
-                raise DigestError(f"{path} is not the file that snapshot {digest[:12]} was made from: it was altered")
+        files = []
+        for recorded in manifest["files"]:
+            found = self._log.files.get(recorded["name"])
+            path = self._log.source.locate(recorded["name"])[1]
+            if found is None:
+                raise StoreError(
+                    f"{path}, from which snapshot {digest[:12]} was made, is gone or cannot be read: restore it"
+                )
+            if found.digest != recorded["digest"]:
+                raise DigestError(
+                    f"{path} is not the file that snapshot {digest[:12]} was made from: it was altered"
+                )
+            files.append(found)
         rule = manifest["rule"]
         rule |= {"seen": tuple(rule["seen"]), "excluded": tuple(tuple(pair) for pair in rule["excluded"])}
-        self._decode(digest, Rule(**rule), [f["name"] for f in manifest["files"]])
+        self._decode(digest, Rule(**rule), files, Schema.from_json(manifest["columns"], manifest["features"]))
 
 
 def cache_name(digest: str) -> str:
@@ -201,16 +246,30 @@ def read_rows(storage: Storage, digest: str) -> pa.Table:
     return read_arrow(storage.local_copy(cache_name(digest)))
 
 
-def _may_hold(file: LogFile, rule: Rule, seen: bool) -> bool:
-    first, last = file.first_us, file.last_us
-    if file.first_visible_us >= rule.until or file.last_visible_us == -NEVER:
-        return False
-    if seen and rule.after is not None and file.last_visible_us < rule.after:
-        return False
-    return (rule.start is None or last >= rule.start) and (rule.end is None or first < rule.end)
+def _in_batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in pieces of `CACHE_ROWS` or more, each in one run of memory."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(t.num_rows for t in held) >= CACHE_ROWS:
+            yield pa.concat_tables(held).combine_chunks()
+            held = []
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
 
 
-def _sample(table: pa.Table, rows: int, seed: int) -> pa.Table:
+def _sample(tables: Iterable[pa.Table], rows: int, seed: int) -> Iterator[pa.Table]:
+    """The `rows` rows whose ids have the smallest hashes, in their order. Holds at most twice as many and a batch."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(t.num_rows for t in held) > 2 * max(rows, CACHE_ROWS):
+            held = [_smallest(pa.concat_tables(held), rows, seed)]
+    if held:
+        yield _smallest(pa.concat_tables(held), rows, seed)
+
+
+def _smallest(table: pa.Table, rows: int, seed: int) -> pa.Table:
     order = np.argsort(hash_ids(table.column(EVENT_ID), salt=seed), kind="stable")[:rows]
     return table.take(pa.array(np.sort(order)))
 

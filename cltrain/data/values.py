@@ -16,23 +16,25 @@ from cltrain.clock import to_us
 from cltrain.errors import LabelError, SchemaError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
+WHOLE = 2.0**53  # below which each whole number is a float
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
-Column = pa.ChunkedArray
 
 
 def is_text(type_: pa.DataType) -> bool:
     return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
 
 
-def numbers(column: Column) -> Column:
+def numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """float64; null where a number is not finite. Text that holds numbers is read."""
     values = _plain(column)
-    finite = pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
+    finite = (
+        pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
+    )
     values = values.cast(pa.float64(), safe=False)
     return values if finite else pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
 
 
-def texts(column: Column) -> Column:
+def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """string. A number is written the same way whatever its type, so that a file in which nulls have made floats of the
     integers has the same categories.
 
@@ -40,9 +42,12 @@ def texts(column: Column) -> Column:
     ['1', '2.5', None]
     """
     values = _plain(column)
-    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
-        values = numbers(values)
-    return values.cast(pa.string())
+    if not (pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)):
+        return values.cast(pa.string())
+    values = numbers(values)
+    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), WHOLE))
+    digits = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
+    return pc.if_else(whole, digits, values.cast(pa.string()))
 
 
 def text_of(value: Any) -> str:
@@ -53,14 +58,14 @@ def text_of(value: Any) -> str:
     """
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
+    return str(texts(pa.chunked_array([[value]]))[0]) if isinstance(value, float) else str(value)
 
 
-def instants(column: Column, name: str) -> Column:
-    """UTC microseconds from a timestamp (naive ones are taken as UTC), a date, ISO 8601 text, or epoch numbers (seconds,
-    milliseconds, microseconds or nanoseconds by the largest magnitude: below 1e11, 1e14, 1e17, or above).
+def instants(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """UTC microseconds from a timestamp (naive ones are taken as UTC), a date, ISO 8601 text, or epoch numbers
+    (seconds, milliseconds, microseconds or nanoseconds by the largest magnitude: below 1e11, 1e14, 1e17, or above).
 
-    Null where a text or a number cannot be read; raises `SchemaError` when not one of the texts can, or for other types.
+    Null where a text or a number cannot be read; raises `SchemaError` when no text can, or for other types.
     """
     values = _plain(column)
     type_ = values.type
@@ -74,14 +79,18 @@ def instants(column: Column, name: str) -> Column:
     if is_text(type_):
         return _parsed(values.cast(pa.string()), name)
     if pa.types.is_integer(type_):
-        return _epoch(np.asarray(pc.fill_null(values.cast(pa.int64(), safe=False), 0)), np.asarray(pc.is_null(values)))
+        return _epoch(
+            np.asarray(pc.fill_null(values.cast(pa.int64(), safe=False), 0)), np.asarray(pc.is_null(values))
+        )
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
         found = numbers(values)
         return _epoch(np.asarray(pc.fill_null(found, 0.0)), np.asarray(pc.is_null(found)))
-    raise SchemaError(f"column {name} has type {type_}, which is not a time: use a timestamp, a date or ISO 8601 text")
+    raise SchemaError(
+        f"column {name} has type {type_}, which is not a time: use a timestamp, a date or ISO 8601 text"
+    )
 
 
-def _epoch(values: np.ndarray, null: np.ndarray) -> Column:
+def _epoch(values: np.ndarray, null: np.ndarray) -> pa.ChunkedArray:
     largest = max(abs(int(values.max())), abs(int(values.min()))) if len(values) else 0
     if largest >= 1e17:
         null = null | (np.abs(values.astype(np.float64)) >= 2.0**63)
@@ -92,7 +101,7 @@ def _epoch(values: np.ndarray, null: np.ndarray) -> Column:
     return pa.chunked_array([pa.array(us, mask=null)]).cast(TIMESTAMP)
 
 
-def _parsed(text: Column, name: str) -> Column:
+def _parsed(text: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     for type_ in (pa.timestamp("us"), TIMESTAMP):
         try:
             return text.cast(type_).cast(TIMESTAMP)
@@ -102,8 +111,8 @@ def _parsed(text: Column, name: str) -> Column:
     found = [None if value is None else _iso_us(value) for value in values]
     if all(us is None for us in found) and any(value is not None for value in values):
         raise SchemaError(
-            f"column {name} holds text such as {examples(text)}, which cannot be read as a time: use a timestamp, a date or "
-            "ISO 8601 text such as 2013-01-31T12:00:00Z"
+            f"column {name} holds text such as {examples(text)}, which cannot be read as a time: use a timestamp, "
+            "a date or ISO 8601 text such as 2013-01-31T12:00:00Z"
         )
     return pa.chunked_array([pa.array(found, pa.int64())]).cast(TIMESTAMP)
 
@@ -111,13 +120,15 @@ def _parsed(text: Column, name: str) -> Column:
 def _iso_us(text: str) -> int | None:
     """Any zone, any number of digits in the fraction; None where it is not ISO 8601."""
     try:
-        instant = datetime.fromisoformat(re.sub(r"\s*(UTC|GMT)$", "Z", re.sub(r"\s+([+-]\d\d)", r"\1", text.strip())))
+        instant = datetime.fromisoformat(
+            re.sub(r"\s*(UTC|GMT)$", "Z", re.sub(r"\s+([+-]\d\d)", r"\1", text.strip()))
+        )
         return to_us(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         return None
 
 
-def labels(column: Column, *, name: str, task: str, positive: str | None) -> Column:
+def labels(column: pa.ChunkedArray, *, name: str, task: str, positive: str | None) -> pa.ChunkedArray:
     """float64 0/1 or value, or class names as `texts` (true and false as 1 and 0); null where the label is not known or
     not finite. Raises `LabelError` where labels do not fit the task."""
     values = _plain(column)
@@ -127,8 +138,14 @@ def labels(column: Column, *, name: str, task: str, positive: str | None) -> Col
         if positive is not None:
             return pc.cast(pc.equal(texts(values), positive), pa.float64())
         if is_text(values.type) and len(values.drop_null()):
-            what = "data.positive=VALUE names the positive one" if task == "binary" else "data.task=multiclass fits"
-            raise LabelError(f"data.label={name} holds text such as {examples(values)}, which is not {task}: {what}")
+            what = (
+                "data.positive=VALUE names the positive one"
+                if task == "binary"
+                else "data.task=multiclass fits"
+            )
+            raise LabelError(
+                f"data.label={name} holds text such as {examples(values)}, which is not {task}: {what}"
+            )
         found = numbers(values)
     except UNREADABLE as error:
         raise LabelError(f"data.label={name} has type {values.type}, which cannot be a label") from error
@@ -142,12 +159,12 @@ def labels(column: Column, *, name: str, task: str, positive: str | None) -> Col
     return found
 
 
-def examples(column: Column) -> str:
+def examples(column: pa.ChunkedArray) -> str:
     values: Sequence[object] = pc.unique(_plain(column).drop_null())[:3].to_pylist()
     return ", ".join(repr(v) for v in values)
 
 
-def _plain(column: Column) -> Column:
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without dictionary and without views, which not every function takes."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

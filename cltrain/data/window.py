@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from cltrain.clock import from_us, parse_duration, to_us
-from cltrain.errors import ConfigError, DataError
+from cltrain.errors import ConfigError
 from cltrain.records import Window
 
 
@@ -19,15 +19,19 @@ class Timeline(Protocol):
     def slack(self) -> float: ...
 
     def first(self) -> datetime | None: ...
-    def nth_after(self, start: datetime, rows: int) -> datetime | None: ...
+    def nth_after(self, start: datetime, rows: int) -> datetime | None:
+        """The microsecond after the last of the first `rows` events from `start` on, if there are so many."""
+
     def now(self) -> datetime: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DurationWindows:
-    """Windows of `every`, aligned to midnight UTC of the first event's day unless `start` says otherwise.
+    """Windows of `every`, aligned to midnight UTC of the first event's day (or to multiples of a shorter `every`)
+    unless `start` says otherwise; events before `start` are learned with the first window.
 
-    The first window, number 0, is `bootstrap` times as long: the first champion learns from it.
+    The first window, number 0, spans `bootstrap` windows that hold events: the first champion learns from it. A lone
+    event, decades before the others, is thus one of its rows and not the first of a thousand empty windows.
     """
 
     every: str = "7d"
@@ -50,18 +54,30 @@ class DurationWindows:
                 if first is None:
                     return
                 start = _instant(self.start) if self.start else _floor(first, every)
-                window = Window(index=0, start=start, end=start + self._bootstrap(timeline, start, every) * every)
+                end = self._bootstrap(timeline, start, every)
+                if end is None:
+                    return
+                window = Window(index=0, start=start, end=end)
             else:
                 window = Window(index=after.index + 1, start=after.end, end=after.end + every)
-            if window.end - timeline.slack * every > timeline.now():
+            if not _has_ended(window.end, every, timeline):
                 return
             yield window
             after = window
 
-    def _bootstrap(self, timeline: Timeline, start: datetime, every: timedelta) -> int:
-        """As many windows as asked, but one is left for the first round where history is short."""
-        whole = (timeline.now() + timeline.slack * every - start) // every
-        return max(1, min(self.bootstrap, whole - 1))
+    def _bootstrap(self, timeline: Timeline, start: datetime, every: timedelta) -> datetime | None:
+        """Where the first window ends: after as many windows with events as asked, but one such window is left for the
+        first round where history is short. None before the first one has ended."""
+        ends = [start]
+        while len(ends) <= self.bootstrap + 1:
+            past_event = timeline.nth_after(ends[-1], 1)
+            if past_event is None:
+                break
+            end = start - (start - past_event) // every * every
+            if not _has_ended(end, every, timeline):
+                break
+            ends.append(end)
+        return None if len(ends) == 1 else ends[max(1, min(self.bootstrap, len(ends) - 2))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +90,9 @@ class CountWindows:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.bootstrap < 1:
-            raise ConfigError(f"window.rows and window.bootstrap must be 1 or more, not {self.rows} and {self.bootstrap}")
+            raise ConfigError(
+                f"window.rows and window.bootstrap must be 1 or more, not {self.rows} and {self.bootstrap}"
+            )
 
     def cut(self, timeline: Timeline, after: Window | None) -> Iterator[Window]:
         while True:
@@ -90,6 +108,10 @@ class CountWindows:
             after = window
 
 
+def _has_ended(end: datetime, every: timedelta, timeline: Timeline) -> bool:
+    return end - timeline.slack * every <= timeline.now()
+
+
 def _floor(instant: datetime, every: timedelta) -> datetime:
     unit = min(to_us(from_us(0) + every), to_us(from_us(0) + timedelta(days=1)))
     return from_us(to_us(instant) // unit * unit)
@@ -99,14 +121,11 @@ def _instant(text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(f"window.start={text} is not an ISO 8601 date or time, such as 2013-01-01") from error
-    return from_us(to_us(instant)) if instant.tzinfo else from_us(to_us(instant.replace(tzinfo=from_us(0).tzinfo)))
-
-
-def require_windows(found: int, every: str, first: datetime | None, last: datetime | None) -> None:
-    """A history of less than two windows cannot show anything: say so."""
-    if found < 2:
-        raise DataError(
-            f"the events from {first} to {last} fill {found} window(s) of {every}, but the loop needs 2 or more, one to "
-            "learn from and one to be tested on: make window.every (or window.rows) smaller"
-        )
+        raise ConfigError(
+            f"window.start={text} is not an ISO 8601 date or time, such as 2013-01-01"
+        ) from error
+    return (
+        from_us(to_us(instant))
+        if instant.tzinfo
+        else from_us(to_us(instant.replace(tzinfo=from_us(0).tzinfo)))
+    )

@@ -10,12 +10,12 @@ import numpy as np
 
 from cltrain.records import Json
 
-AUC_BINS, AUC_RANGE = 8192, 16.0  # bins of the log-odds between -16 and 16: 0.004 wide
+BINS_PER_UNIT = 8192  # of the log-odds: scores closer than 1/8192 count as equal in the AUC
 ECE_BINS = 15
 
 
 class Scored(Protocol):
-    """Predictions and losses of N labelled rows; see `cltrain.train.predictor.Scores`."""
+    """Predictions and losses of N labelled rows; see `cltrain.train.predictor.Predictor.score`."""
 
     task: str
     predictions: np.ndarray
@@ -30,48 +30,54 @@ def headline(task: str) -> str:
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Sums over rows; `a + b` is what one pass over the rows of both gives. The AUC counts pairs within a bin of the
-    log-odds as ties, an error below 1e-4."""
+    """Sums over rows; `a + b` is what one pass over the rows of both gives.
+
+    sums: rows, losses, hits (or absolute errors), squared errors of a probability. target: mean of the labels and sum of
+    squared deviations from it, which do not cancel at any scale (Chan et al. 1979). For a binary task the scores are
+    counted in `bins` (K,) of the log-odds, of which only those that were hit are kept: `counts` (2, K), negatives first.
+    """
 
     task: str
     sums: np.ndarray
-    histogram: np.ndarray
+    target: tuple[float, float]
+    bins: np.ndarray
+    counts: np.ndarray
 
     @classmethod
     def empty(cls, task: str) -> MetricSums:
-        return cls(task, np.zeros(6), np.zeros((2, AUC_BINS) if task == "binary" else (2, 0)))
+        return cls(task, np.zeros(4), (0.0, 0.0), np.zeros(0, np.int64), np.zeros((2, 0)))
 
     @classmethod
     def of(cls, scored: Scored) -> MetricSums:
-        p, y, losses = scored.predictions, scored.target, scored.losses
-        sums = np.zeros(6)
-        sums[0], sums[1] = len(y), losses.sum()
-        histogram = np.zeros((2, 0))
-        if scored.task == "binary":
-            sums[2] = ((p >= 0.5) == (y >= 0.5)).sum()
-            sums[3] = np.square(p - y).sum()
-            odds = np.log(np.clip(p, 1e-15, 1)) - np.log(np.clip(1 - p, 1e-15, 1))
-            place = np.clip((odds + AUC_RANGE) / (2 * AUC_RANGE) * AUC_BINS, 0, AUC_BINS - 1).astype(np.int64)
-            histogram = np.stack([np.bincount(place[y < 0.5], minlength=AUC_BINS), np.bincount(place[y >= 0.5], minlength=AUC_BINS)])
-        elif scored.task == "multiclass":
-            sums[2] = (p == y).sum()
-        else:
+        task, p, y = scored.task, scored.predictions, scored.target
+        empty = cls.empty(task)
+        if not len(y):
+            return empty
+        sums = np.array([len(y), scored.losses.sum(), 0.0, 0.0])
+        if task == "regression":
             sums[2] = np.abs(p - y).sum()
-            sums[3], sums[4] = y.sum(), np.square(y).sum()
-        return cls(scored.task, sums, histogram.astype(np.float64))
+            return cls(task, sums, (float(y.mean()), float(np.square(y - y.mean()).sum())), empty.bins, empty.counts)
+        if task == "multiclass":
+            sums[2] = (p == y).sum()
+            return cls(task, sums, empty.target, empty.bins, empty.counts)
+        positive = y >= 0.5
+        sums[2], sums[3] = ((p >= 0.5) == positive).sum(), np.square(p - y).sum()
+        odds = np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(1 - p, 1e-17))
+        place = np.floor(odds * BINS_PER_UNIT).astype(np.int64)
+        bins, counts = _count(place, np.stack([~positive, positive]).astype(np.float64))
+        return cls(task, sums, empty.target, bins, counts)
 
     def __add__(self, other: MetricSums) -> MetricSums:
-        return MetricSums(self.task, self.sums + other.sums, self.histogram + other.histogram)
+        return total(self.task, [self, other])
 
     def values(self) -> Json:
-        """The metrics by name, None where they are not defined (no rows; one class only)."""
-        rows, loss, second, third, fourth = (float(v) for v in self.sums[:5])
+        """The metrics by name, None where they are not defined (one class only, constant target); no rows have none."""
+        rows, loss, second, third = (float(v) for v in self.sums)
         if not rows:
             return {"rows": 0}
         if self.task == "regression":
-            variance = fourth / rows - (third / rows) ** 2
-            mse = loss / rows
-            r2 = 1 - mse / variance if variance > 0 else None
+            mse, (mean, squares) = loss / rows, self.target
+            r2 = 1 - loss / squares if squares > rows * (1e-12 * mean) ** 2 else None
             return {"rmse": mse**0.5, "mae": second / rows, "r2": r2, "squared_error": mse, "rows": int(rows)}
         values: Json = {"log_loss": loss / rows, "accuracy": second / rows, "rows": int(rows)}
         if self.task == "binary":
@@ -79,7 +85,7 @@ class MetricSums:
         return values
 
     def _auc(self) -> float | None:
-        negatives, positives = self.histogram
+        negatives, positives = self.counts
         pairs = negatives.sum() * positives.sum()
         if not pairs:
             return None
@@ -87,16 +93,30 @@ class MetricSums:
         return float((positives * (below + negatives / 2)).sum() / pairs)
 
     def _ece(self) -> float:
-        """Expected calibration error over `ECE_BINS` bins of equal width, with each bin of the histogram at its middle."""
-        middle = (np.arange(AUC_BINS) + 0.5) / AUC_BINS * 2 * AUC_RANGE - AUC_RANGE
-        probability = 1 / (1 + np.exp(-middle))
+        """Expected calibration error over `ECE_BINS` bins of equal width (Naeini et al. 2015), of the positive class."""
+        probability = 0.5 * (1 + np.tanh((self.bins + 0.5) / BINS_PER_UNIT / 2))
         place = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
-        negatives, positives = self.histogram
-        count = np.bincount(place, negatives + positives, ECE_BINS)
-        said = np.bincount(place, (negatives + positives) * probability, ECE_BINS)
+        negatives, positives = self.counts
+        count = negatives + positives
+        said = np.bincount(place, count * probability, ECE_BINS)
         was = np.bincount(place, positives, ECE_BINS)
         return float(np.abs(said - was).sum() / count.sum())
 
 
 def total(task: str, parts: Sequence[MetricSums]) -> MetricSums:
-    return sum(parts, MetricSums.empty(task))
+    """All parts added up."""
+    parts = [part for part in parts if part.sums[0]]
+    if not parts:
+        return MetricSums.empty(task)
+    rows = np.array([part.sums[0] for part in parts])
+    means = np.array([part.target[0] for part in parts])
+    mean = float(np.average(means, weights=rows))
+    squares = sum(part.target[1] for part in parts) + float((rows * np.square(means - mean)).sum())
+    bins, counts = _count(np.concatenate([p.bins for p in parts]), np.concatenate([p.counts for p in parts], axis=1))
+    return MetricSums(task, np.sum([part.sums for part in parts], axis=0), (mean, squares), bins, counts)
+
+
+def _count(place: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the columns of `counts` (2, N) that have the same `place` (N,): the places, ascending, and their sums."""
+    bins, column = np.unique(place, return_inverse=True)
+    return bins, np.stack([np.bincount(column, row, len(bins)) for row in counts])

@@ -13,15 +13,18 @@ import pyarrow as pa
 from cltrain.errors import ConfigError
 from cltrain.evaluate.bootstrap import paired_interval
 from cltrain.evaluate.metrics import MetricSums, Scored, total
-from cltrain.records import Comparison, Json, ReportCard
-from cltrain.seeding import numpy_generator
+from cltrain.records import EVENT_ID, Comparison, Json, ReportCard
+from cltrain.seeding import derive_seed, hash_ids, numpy_generator
 
 
 class Scorer(Protocol):
     """A version that can be asked; see `cltrain.train.predictor.Predictor`."""
 
-    task: str
-    size_bytes: int
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
 
     def score(self, table: pa.Table) -> Scored: ...
 
@@ -29,31 +32,43 @@ class Scorer(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """level: of each one-sided bound of an interval. resamples: of the bootstrap. min_rows: if the new window has fewer
-    held-out rows, those of the windows before it join, the latest first. past_rows: of each past window at most, for
-    retention and the transfer matrix. past_windows: at most, evenly spread."""
+    held-out rows, those of the windows before it join, the latest first. window_rows: of the new window at most; past_rows:
+    of each past window at most, for retention and the transfer matrix. past_windows: at most, evenly spread. Where
+    there are more rows a uniform sample is taken, the same one each time, so that rounds can be compared."""
 
     level: float = 0.05
     resamples: int = 1_000
     min_rows: int = 400
+    window_rows: int = 50_000
     past_rows: int = 2_000
     past_windows: int = 60
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 0.5:
             raise ConfigError(f"evaluate.level must be between 0 and 0.5, not {self.level}")
-        for name in ("resamples", "past_rows", "past_windows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"evaluate.{name} must be 1 or more, not {getattr(self, name)}")
+        for name, least in (
+            ("resamples", 100),
+            ("min_rows", 0),
+            ("window_rows", 1),
+            ("past_rows", 1),
+            ("past_windows", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"evaluate.{name} must be {least} or more, not {getattr(self, name)}")
 
     def card(
         self, challenger: Scorer, champion: Scorer | None, held_out: Sequence[tuple[int, pa.Table]], seed: int
     ) -> ReportCard:
-        """Weigh the challenger. `held_out` has the number and the held-out rows of each window up to the new one, which is
-        last; rows of it that no version has ever trained on."""
-        windows = [(index, rows.slice(0, self.past_rows)) for index, rows in held_out if rows.num_rows]
-        *past, new = self._spread(windows) or [(0, pa.table({}))]
-        if not new[1].num_columns:
-            return ReportCard(comparisons=(), transfer=(), latency_ms=0.0, size_bytes=challenger.size_bytes)
+        """Weigh the challenger. `held_out` has the number and the held-out rows, which no version has ever trained on, of
+        each window up to the new one, which is last. Where no window has a row, the comparison has 0 rows."""
+        windows = self._spread([(index, rows) for index, rows in held_out if rows.num_rows])
+        if not windows:
+            nothing = Comparison(
+                name="window", rows=0, challenger={"rows": 0}, champion={"rows": 0} if champion else None
+            )
+            return ReportCard(comparisons=(nothing,), transfer=(), latency_ms=0.0, size_bytes=challenger.size_bytes)
+        past = [(index, _sample(rows, self.past_rows)) for index, rows in windows[:-1]]
+        new = (windows[-1][0], _sample(windows[-1][1], self.window_rows))
         scores = {index: challenger.score(rows) for index, rows in (*past, new)}
         rivals = {index: champion.score(rows) for index, rows in (*past, new)} if champion else {}
         recent = self._recent([*past, new])
@@ -106,6 +121,14 @@ class Evaluation:
             low=low,
             high=high,
         )
+
+
+def _sample(table: pa.Table, count: int) -> pa.Table:
+    """A uniform sample of `count` rows, in their order, by a hash of the id."""
+    if table.num_rows <= count:
+        return table
+    order = np.argsort(hash_ids(table.column(EVENT_ID), salt=derive_seed(0, "evaluation")), kind="stable")[:count]
+    return table.take(pa.array(np.sort(order)))
 
 
 def _total(scores: dict[int, Scored], indices: list[int]) -> MetricSums:

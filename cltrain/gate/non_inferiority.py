@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cltrain.errors import ConfigError
 from cltrain.records import Comparison, ReportCard, Verdict
@@ -23,35 +24,44 @@ class NonInferiority:
     margins: Mapping[str, float] = field(default_factory=lambda: {"window": 0.02, "past": 0.02})
     floor: float = 0.002
     min_rows: int = 200
-    tie: str = "refuse"
+    tie: Literal["refuse", "promote"] = "refuse"
 
     def __post_init__(self) -> None:
-        if any(m < 0 for m in self.margins.values()) or self.floor < 0:
-            raise ConfigError("gate.margins and gate.floor must be 0 or more")
+        for name, share in {**{f"margins.{k}": v for k, v in self.margins.items()}, "floor": self.floor}.items():
+            if not share >= 0:
+                raise ConfigError(f"gate.{name} must be 0 or more, not {share}")
+        if self.min_rows < 0:
+            raise ConfigError(f"gate.min_rows must be 0 or more, not {self.min_rows}")
         if self.tie not in ("refuse", "promote"):
             raise ConfigError(f"gate.tie must be refuse or promote, not {self.tie!r}")
 
     def judge(self, card: ReportCard) -> Verdict:
-        """The score, lower is better, ranks challengers of one round: the mean over comparisons of the difference."""
-        compared = [c for c in card.comparisons if c.difference is not None]
+        """The score, lower is better, ranks challengers of one round: the mean over comparisons of the difference. Without
+        a champion everything is accepted; beside one, a card that compares no rows is refused."""
+        compared = [c for c in card.comparisons if c.champion is not None]
         if not compared:
             return Verdict(accepted=True, reasons=("there is no champion yet",))
+        if not all(c.rows for c in compared):
+            return Verdict(accepted=False, reasons=("there is no held-out row to compare it on with the champion",))
         score = sum(c.difference or 0.0 for c in compared) / len(compared)
         if self.tie == "refuse" and all(c.difference == c.low == c.high == 0 for c in compared):
             return Verdict(accepted=False, reasons=("it answers exactly like the champion",), score=score)
         findings = [self._check(c) for c in compared]
         return Verdict(accepted=all(ok for ok, _ in findings), reasons=tuple(why for _, why in findings), score=score)
 
+    def margin(self, c: Comparison) -> float:
+        """By how much the mean loss may be higher: nats, or squared units of the label."""
+        metrics = c.champion or {}
+        if "squared_error" in metrics:
+            return max(self.margins.get(c.name, 0.0), self.floor) * float(metrics["squared_error"])
+        return max(self.margins.get(c.name, 0.0) * float(metrics["log_loss"]), self.floor)
+
     def _check(self, c: Comparison) -> tuple[bool, str]:
         assert c.difference is not None
         assert c.high is not None
         assert c.low is not None
-        assert c.champion is not None
-        loss = c.champion.get("log_loss", c.champion.get("squared_error")) or 0.0
-        unit = loss if "squared_error" in c.champion else 1.0
-        margin = max(self.margins.get(c.name, 0.0) * loss, self.floor * unit)
-        said = f"{c.name}: {c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}] on {c.rows} rows"
+        margin = self.margin(c)
+        said = f"{c.name}: {c.difference:+.4g} [{c.low:+.4g}, {c.high:+.4g}] on {c.rows} rows, margin {margin:.4g}"
         if c.rows < self.min_rows:
-            passed = c.difference <= margin
-            return passed, f"{said}, margin {margin:.4f}; too few rows for an interval, so the difference decides"
-        return c.high <= margin, f"{said}, margin {margin:.4f}"
+            return c.difference <= margin, f"{said}; too few rows for an interval, so the difference decides"
+        return c.high <= margin, said

@@ -24,7 +24,9 @@ class Combined(Method):
             raise ConfigError("method.parts is empty: name one method or more, or use method=finetune")
         rehearsing = [name for name, part in self.parts.items() if type(part).rehearse is not Method.rehearse]
         if len(rehearsing) > 1:
-            raise ConfigError(f"method.parts {', '.join(rehearsing)} all rehearse, but there is one memory: keep one of them")
+            raise ConfigError(
+                f"method.parts {', '.join(rehearsing)} all rehearse, but there is one memory: keep one of them"
+            )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

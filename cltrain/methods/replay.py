@@ -25,7 +25,9 @@ class Replay(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= MAX_RATIO:
-            raise ConfigError(f"method.ratio must be between 0 and {MAX_RATIO} replayed rows a new row, not {self.ratio}")
+            raise ConfigError(
+                f"method.ratio must be between 0 and {MAX_RATIO} replayed rows a new row, not {self.ratio}"
+            )
 
     def rehearse(self, rows: int, remembered: int, generator: torch.Generator) -> Tensor | None:
         count = round(rows * self.ratio)

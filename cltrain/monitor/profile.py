@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME
 
-ROLES = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL)
+NOT_PROFILED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, "_hour", "_weekday")
 MAX_CATEGORIES = 1_000
 
 
@@ -40,7 +40,8 @@ class NumericProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalProfile:
-    """rows, nulls, and how often each category came (the most frequent ones, if there are very many)."""
+    """rows, nulls, and how often each category came. Of more than `MAX_CATEGORIES` only the most frequent are counted,
+    and the sum of two profiles is exact only up to those."""
 
     rows: int
     nulls: int
@@ -50,6 +51,8 @@ class CategoricalProfile:
         counts = dict(self.counts)
         for value, count in other.counts.items():
             counts[value] = counts.get(value, 0) + count
+        if len(counts) > MAX_CATEGORIES:
+            counts = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CATEGORIES])
         return CategoricalProfile(rows=self.rows + other.rows, nulls=self.nulls + other.nulls, counts=counts)
 
 
@@ -63,7 +66,10 @@ class Profile:
 
     def __add__(self, other: Profile) -> Profile:
         def merge(a: dict, b: dict) -> dict:
-            return {name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}}
+            return {
+                name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name))
+                for name in {**a, **b}
+            }
 
         return Profile(
             rows=self.rows + other.rows,
@@ -77,30 +83,36 @@ class Profile:
 
 
 def profile_of(table: pa.Table) -> Profile:
-    """Profile of an event table's features.
+    """Profile of an event table's features, but for those made from the event time.
 
     >>> profile_of(pa.table({"x": [1.0, None, 3.0]})).numeric["x"].total
     4.0
     """
     numeric, categorical = {}, {}
     for name in table.column_names:
-        if name in ROLES or name.startswith("_"):
+        if name in NOT_PROFILED:
             continue
         column = table.column(name)
         if pa.types.is_floating(column.type):
             values = np.asarray(pc.fill_null(column, np.nan), dtype=np.float64)
             finite = values[np.isfinite(values)]
+            with np.errstate(over="ignore"):
+                squares = float(np.square(finite).sum())
             numeric[name] = NumericProfile(
                 rows=len(values),
                 nulls=len(values) - len(finite),
                 total=float(finite.sum()),
-                squares=float(np.square(finite).sum()),
+                squares=squares,
                 low=float(finite.min()) if len(finite) else None,
                 high=float(finite.max()) if len(finite) else None,
             )
         else:
             counts = pc.value_counts(column.drop_null())
-            pairs = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)
-            most = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:MAX_CATEGORIES]
-            categorical[name] = CategoricalProfile(rows=len(column), nulls=column.null_count, counts=dict(most))
+            found = pa.table({"value": counts.field(0), "count": counts.field(1)})
+            order = pc.sort_indices(found, [("count", "descending"), ("value", "ascending")])[:MAX_CATEGORIES]
+            most = found.take(order)
+            pairs = zip(most.column("value").to_pylist(), most.column("count").to_pylist(), strict=True)
+            categorical[name] = CategoricalProfile(
+                rows=len(column), nulls=column.null_count, counts=dict(pairs)
+            )
     return Profile(rows=table.num_rows, numeric=numeric, categorical=categorical)

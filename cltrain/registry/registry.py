@@ -63,14 +63,14 @@ class Registry:
 
     def versions(self) -> list[VersionRecord]:
         """All versions, oldest first."""
-        with self.store.session() as session:
+        with self.store.reading() as session:
             aliases = self._aliases(session)
             rows = session.scalars(select(VersionRow).where(VersionRow.model == self.model).order_by(VersionRow.ordinal))
             return [_record(row, aliases) for row in rows]
 
     def version(self, name: str) -> VersionRecord:
         """A version by its number or by an alias. Raises `StoreError` that names the versions there are."""
-        with self.store.session() as session:
+        with self.store.reading() as session:
             aliases = self._aliases(session)
             number = aliases[name].version if name in aliases else name.rsplit(":", 1)[-1]
             row = session.get(VersionRow, (self.model, number))
@@ -80,7 +80,7 @@ class Registry:
             return _record(row, aliases)
 
     def champion(self) -> VersionRecord | None:
-        with self.store.session() as session:
+        with self.store.reading() as session:
             aliases = self._aliases(session)
             if CHAMPION not in aliases:
                 return None
@@ -90,11 +90,11 @@ class Registry:
 
     def epoch(self) -> int:
         """Grows by one whenever what serves changes; 0 before there is a champion."""
-        with self.store.session() as session:
+        with self.store.reading() as session:
             return session.scalar(_epoch_query(self.model)) or 0
 
     def card(self, version: str) -> ReportCard:
-        with self.store.session() as session:
+        with self.store.reading() as session:
             row = session.get(VersionRow, (self.model, version))
             if row is None:
                 raise StoreError(f"{self.model} has no version {version}")
@@ -102,7 +102,7 @@ class Registry:
 
     def settings(self, version: str) -> Json:
         """The resolved settings that made a version."""
-        with self.store.session() as session:
+        with self.store.reading() as session:
             row = session.get(VersionRow, (self.model, version))
             found = session.get(SettingsRow, row.settings_digest) if row else None
             if found is None:
@@ -129,7 +129,7 @@ class Registry:
         settings: Json,
     ) -> VersionRecord:
         """Give the challenger its number. Registering the same round and kind again returns the version it got."""
-        with self.store.session() as session:
+        with self.store.writing() as session:
             known = session.scalars(
                 select(VersionRow).where(
                     VersionRow.model == self.model,
@@ -176,7 +176,7 @@ class Registry:
         Promoting the champion again changes nothing. With `expected`, raises `ConflictError` unless that is the
         champion now: somebody else was first.
         """
-        with self.store.session() as session:
+        with self.store.writing() as session:
             aliases = self._aliases(session)
             champion = aliases[CHAMPION].version if CHAMPION in aliases else None
             if session.get(VersionRow, (self.model, version)) is None:
@@ -193,7 +193,7 @@ class Registry:
 
     def rollback(self, *, by: str | None = None, reason: str) -> tuple[str, int]:
         """Make `previous` the champion again; returns it and the new epoch. The next update continues from it."""
-        with self.store.session() as session:
+        with self.store.reading() as session:
             aliases = self._aliases(session)
             if PREVIOUS not in aliases:
                 raise StoreError(f"{self.model} has no previous champion to go back to")
@@ -202,7 +202,7 @@ class Registry:
 
     def moves(self) -> list[Json]:
         """Every move of every alias, oldest first."""
-        with self.store.session() as session:
+        with self.store.reading() as session:
             rows = session.scalars(select(AliasMoveRow).where(AliasMoveRow.model == self.model).order_by(AliasMoveRow.id))
             names = ("alias", "old", "new", "epoch", "at", "by", "reason")
             return [{name: to_json(getattr(row, name)) for name in names} for row in rows]
@@ -248,7 +248,7 @@ class Registry:
 
 def models(store: Store) -> list[str]:
     """Names of all models in a store, sorted."""
-    with store.session() as session:
+    with store.reading() as session:
         return list(session.scalars(select(VersionRow.model).distinct().order_by(VersionRow.model)))
 
 

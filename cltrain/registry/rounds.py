@@ -28,19 +28,19 @@ class RoundLog:
         A stage must be safe to run again as long as its record is not on file.
         """
         key = (self._model, index, stage)
-        with self._store.session() as session:
+        with self._store.reading() as session:
             row = session.get(StageRow, key)
             if row is not None:
                 return from_json(kind, row.record)
         record = produce()
-        with self._store.session() as session:
+        with self._store.writing() as session:
             row = StageRow(model=self._model, round_index=index, stage=stage, record=to_json(record), at=datetime.now(UTC))
             session.merge(row)
         return record
 
     def finished(self) -> list[Round]:
         """Rounds of the series that came to their end, in order."""
-        with self._store.session() as session:
+        with self._store.reading() as session:
             query = select(StageRow).where(
                 StageRow.model == self._model, StageRow.stage == DONE, StageRow.round_index >= 0
             )
@@ -49,7 +49,7 @@ class RoundLog:
 
     def next_by_hand(self) -> int:
         """Number for a round outside the series: -1, -2 and so on. One that was not finished is taken up again."""
-        with self._store.session() as session:
+        with self._store.reading() as session:
             here = StageRow.model == self._model
             last = session.scalar(select(func.min(StageRow.round_index)).where(here)) or 0
             unfinished = last < 0 and session.get(StageRow, (self._model, last, DONE)) is None

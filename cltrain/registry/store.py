@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -53,23 +53,40 @@ class Store:
             if engine.dialect.name == "sqlite":
                 self.storage.require_writable()
                 event.listen(engine, "connect", _prepare_sqlite)
-                event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+                event.listen(engine, "begin", _begin_sqlite)
             Base.metadata.create_all(engine)
         except SQLAlchemyError as error:
             raise StoreError(f"cannot open the registry at {url}: {error}") from error
         return engine
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
-        """One transaction: all of it or nothing."""
+    def reading(self) -> Iterator[Session]:
+        """One consistent look; it waits for nobody."""
+        with self._session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """One transaction, all of it or nothing, that sees what no other writer can change before it ends."""
+        with self._session(self.engine.execution_options(writes=True)) as session:
+            yield session
+
+    @contextmanager
+    def _session(self, engine: Engine) -> Iterator[Session]:
         try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            with Session(engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except SQLAlchemyError as error:
             raise StoreError(f"the registry at {self.url or self.root} failed: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         return {"root": self.root if "://" in self.root else os.path.abspath(self.root), "url": self.url}
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes the lock at once: a reader that turned writer would find that others had written in between.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:

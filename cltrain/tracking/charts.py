@@ -37,7 +37,7 @@ class Chart:
     variants: tuple[Json, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
-    height_px: int = 380
+    height_px: int = 350
     scroll_px: int = 0
     note: str = ""
     shared: tuple[Json, ...] = ()
@@ -77,7 +77,7 @@ def prequential(rounds: Sequence[Round], found: Sequence[Entry], metric: str) ->
         shared=tuple(_strip(rounds, found)),
         columns=tuple(columns),
         rows=tuple(rows),
-        height_px=460,
+        height_px=430,
     )
 
 
@@ -217,7 +217,7 @@ def lineage(found: Sequence[Entry], rounds: int) -> Chart:
         variants=({"key": "all", "label": "all", "data": [*lines, *marks_of(marks), names], "layout": layout},),
         columns=("version", "round", "kind", "parent", "compared to", "verdict", "rows", "snapshot", "weights"),
         rows=tuple(rows),
-        height_px=int(170 + 66 * (lowest + 1)),
+        height_px=int(120 + 66 * (lowest + 1)),
         scroll_px=per_round_px * rounds,
     )
 
@@ -254,7 +254,7 @@ def row_visits(points: Sequence[Cost]) -> Chart:
         rows=tuple(
             (p.round.index, day(p.round.window.end), p.trained, p.from_scratch, round(p.seconds, 2)) for p in points
         ),
-        height_px=330,
+        height_px=310,
     )
 
 

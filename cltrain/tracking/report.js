@@ -20,16 +20,34 @@
     return resolved({ ...grid, ...own, title: own.title && { standoff: 10, font: { size: 12.5, color: "--muted" }, ...own.title } }, style);
   }
 
+  // The key is HTML, so that it wraps on a phone and screen readers find it.
+  const SHAPES = { circle: "M5,0A5,5 0 1 1 -5,0A5,5 0 1 1 5,0Z", diamond: "M0,-6L6,0L0,6L-6,0Z", square: "M-5,-5H5V5H-5Z", line: "M0,-6V6",
+    star: "M0,-8L2.2,-2.6L8,-2.5L3.5,1.2L5,7L0,3.8L-5,7L-3.5,1.2L-8,-2.5L-2.2,-2.6Z" };
+  function key(box, traces) {
+    box.replaceChildren(...traces.filter((t) => t.type === "scatter" && t.showlegend !== false).map((t) => {
+      const entry = document.createElement("li"), marked = t.mode === "markers", look = marked ? t.marker : t.line;
+      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), path = document.createElementNS(svg.namespaceURI, "path");
+      const [shape] = (look.symbol || "circle").split("-"), open = /-open$/.test(look.symbol || "") || shape === "line";
+      const attributes = { d: marked ? SHAPES[shape] : "M-12,0H12", stroke: look.color, fill: marked && !open ? look.color : "none",
+        "stroke-width": marked ? 1.5 : look.width || 2, "stroke-dasharray": look.dash === "dot" ? "2 3" : "none" };
+      for (const [name, value] of Object.entries(attributes)) path.setAttribute(name, value);
+      svg.setAttribute("viewBox", marked ? "-9 -9 18 18" : "-13 -9 26 18");
+      svg.setAttribute("aria-hidden", "true");
+      svg.append(path);
+      entry.append(svg, t.name);
+      return entry;
+    }));
+  }
+
   function draw(chart) {
     const box = byId("chart-" + chart.id), style = getComputedStyle(document.documentElement);
     const variant = chart.variants.find((v) => v.key === chosen[chart.id]) || chart.variants[0];
     const width = Math.max(box.parentElement.clientWidth, chart.scroll), narrow = width < 560;
     const layout = {
-      height: chart.height + (narrow ? 40 : 0), width, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      height: chart.height, width, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: narrow ? 40 : 56, r: 14, t: 12, b: 36 }, dragmode: narrow ? false : "zoom",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: style.getPropertyValue("--muted").trim() },
-      legend: { orientation: "h", traceorder: "normal", xref: "container", x: 0, y: 1.02, yanchor: "bottom", font: { size: narrow ? 10.5 : 12.5 },
-        ...(narrow && { entrywidth: 0.5, entrywidthmode: "fraction" }) },
+      showlegend: false,
       hoverlabel: resolved({ bgcolor: "--card", bordercolor: "--line", align: "left", font: { color: "--ink", size: 12.5 } }, style),
       modebar: resolved({ bgcolor: "rgba(0,0,0,0)", color: "--edge", activecolor: "--champion" }, style),
       ...resolved(variant.layout, style),
@@ -38,7 +56,9 @@
     if (narrow && variant.layout.dragmode !== "pan") layout.dragmode = false;
     const config = { displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
       toImageButtonOptions: { filename: chart.id, scale: 2 }, displayModeBar: narrow ? false : "hover" };
-    Plotly.react(box, resolved([...variant.data, ...chart.shared], style), layout, config);
+    const traces = resolved([...variant.data, ...chart.shared], style);
+    key(byId("key-" + chart.id), traces);
+    Plotly.react(box, traces, layout, config);
   }
 
   function table(chart) {

@@ -61,9 +61,9 @@ class Predictor:
         """Predictions and losses for labelled events."""
         outputs, batch = self.outputs(table)
         with torch.inference_mode():
-            values = predictions(self.task, outputs).double().numpy()
+            values = predictions(self.task, outputs.double()).numpy()
             values = values.argmax(axis=1).astype(np.float64) if self.task == "multiclass" else values
-            losses = row_losses(self.task, outputs.double(), batch.target).double().numpy()
+            losses = row_losses(self.task, outputs.double(), batch.target).numpy()
         target = batch.target.double().numpy()
         if self.task == "regression":
             mean, std = self.state.encoder.target_mean, self.state.encoder.target_std
@@ -74,13 +74,14 @@ class Predictor:
         """Predictions for requests, one dict of features a row: `probability` of the positive class, `probabilities` by
         class and the likeliest `label`, or `value`. Raises `ValueError` when a number cannot be read."""
         outputs, _ = self.outputs(request_table([dict(row) for row in rows], self.state.encoder))
-        values = predictions(self.task, outputs).tolist()
+        values = predictions(self.task, outputs.double()).tolist()
         if self.task == "binary":
             return [{"probability": p, "label": int(p >= 0.5)} for p in values]
         if self.task == "multiclass":
             classes = self.state.encoder.classes
             return [
-                {"probabilities": dict(zip(classes, row, strict=True)), "label": classes[int(np.argmax(row))]} for row in values
+                {"probabilities": dict(zip(classes, row, strict=True)), "label": classes[int(np.argmax(row))]}
+                for row in values
             ]
         mean, std = self.state.encoder.target_mean, self.state.encoder.target_std
         return [{"value": v * std + mean} for v in values]

@@ -10,7 +10,6 @@ from typing import Literal
 from cltrain.clock import parse_duration
 from cltrain.errors import ConfigError
 
-
 MAX_EPOCHS = 200  # of a table so small that `min_steps` asks for more
 
 
@@ -19,9 +18,10 @@ class Training:
     """Settings of one kind of update.
 
     epochs: passes over the rows. At least `min_steps` steps are taken, by more passes where rows are few.
-    batch_size: new rows in a global batch, over all ranks; rehearsed rows come on top. Where rows are few it is
-    halved until a pass has 8 steps, down to 16.
-    learning_rate, weight_decay: of AdamW (Loshchilov and Hutter 2019). schedule: constant, or cosine down to 5 %.
+    batch_size: new rows in a global batch at most, over all ranks; rehearsed rows come on top. Where rows are few it is
+    halved until a pass has 8 steps, down to 16. A pass is cut into batches of equal size, to a row.
+    learning_rate, weight_decay: of AdamW (Loshchilov and Hutter 2019); only matrices decay, not biases or embeddings.
+    schedule: constant, or cosine down to 5 %. max_grad_norm: of the whole gradient, the penalty's part included.
     unknown_rate: share of categories that are hidden, so that the unknown one comes to mean "some category".
     validation_share: of the rows, kept aside to stop early: the weights of the best pass are kept, and training ends after
     `patience` passes without a better one (more where passes are short). 0 trains on all rows for all passes.
@@ -42,8 +42,11 @@ class Training:
         for name, low in (("epochs", 1), ("min_steps", 0), ("batch_size", 2)):
             if getattr(self, name) < low:
                 raise ConfigError(f"train.{name} must be {low} or more, not {getattr(self, name)}")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
-            raise ConfigError("train.learning_rate must be above 0 and train.weight_decay not below")
+        for name, value in (("learning_rate", self.learning_rate), ("max_grad_norm", self.max_grad_norm)):
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"train.{name} must be above 0, not {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"train.weight_decay must be 0 or more, not {self.weight_decay}")
         if self.schedule not in ("constant", "cosine"):
             raise ConfigError(f"train.schedule must be constant or cosine, not {self.schedule!r}")
         for name in ("unknown_rate", "validation_share"):
@@ -56,7 +59,7 @@ class Training:
         """Batch size and number of epochs for this many rows."""
         size = self.batch_size
         while size > 16 and rows < 8 * size:
-            size //= 2
+            size = max(16, size // 2)
         steps = max(1, math.ceil(rows / size))
         return size, max(self.epochs, min(MAX_EPOCHS, math.ceil(self.min_steps / steps)))
 
@@ -88,7 +91,10 @@ class Recalibrate:
         if self.every is not None and self.every < 1:
             raise ConfigError(f"recalibrate.every must be 1 or more windows, or null for never, not {self.every}")
         if self.history is not None:
-            parse_duration(self.history)
+            try:
+                parse_duration(self.history)
+            except ConfigError as error:
+                raise ConfigError(f"recalibrate.history: {error}") from error
 
     def is_due(self, window: int) -> bool:
         return self.every is not None and window % self.every == 0

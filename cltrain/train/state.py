@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import safetensors.torch as st
-import torch
 from torch import Tensor
 
 from cltrain.data.encoder import Encoder
@@ -128,23 +127,3 @@ def request_digest(request: Any) -> str:
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Tensors of an optimizer's state, by slot and parameter name; `names` are in the order of its parameters."""
-    found: dict[str, Tensor] = {}
-    for index, slots in optimizer.state_dict()["state"].items():
-        for slot, value in slots.items():
-            found[f"{slot}/{names[index]}"] = torch.as_tensor(value)
-    return found
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; parameters without state start fresh."""
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        slot, name = key.split("/", 1)
-        if name in names:
-            state.setdefault(names.index(name), {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cltrain.errors import ConfigError
 from cltrain.records import Decision, to_json
@@ -11,36 +11,49 @@ from cltrain.trigger.base import Evidence, Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtLeast:
-    """Fire when `count` of `parts` fire at the same time."""
-
-    parts: Mapping[str, Trigger]
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.count <= len(self.parts):
-            raise ConfigError(f"trigger.count must be between 1 and the {len(self.parts)} trigger.parts, not {self.count}")
-
-    def decide(self, evidence: Evidence) -> Decision:
-        decisions = {name: part.decide(evidence) for name, part in self.parts.items()}
-        fired = [name for name, decision in decisions.items() if decision.fire]
-        reason = "; ".join(f"{name}: {decision.reason}" for name, decision in decisions.items())
-        return Decision(fire=len(fired) >= self.count, reason=reason, evidence=to_json(decisions))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Any(AtLeast):
+class Any:
     """Fire when one of `parts` fires."""
 
-    count: int = field(default=1, init=False)
+    parts: Mapping[str, Trigger]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("trigger.parts is empty: name one trigger or more")
+
+    @property
+    def needed(self) -> int:
+        return 1
+
+    def decide(self, evidence: Evidence) -> Decision:
+        """The evidence of the decision is those of the parts by name."""
+        decisions = {name: part.decide(evidence) for name, part in self.parts.items()}
+        fired = sum(decision.fire for decision in decisions.values())
+        reason = "; ".join(f"{name}: {decision.reason}" for name, decision in decisions.items())
+        return Decision(fire=fired >= self.needed, reason=reason, evidence=to_json(decisions))
 
 
 @dataclass(frozen=True, kw_only=True)
-class All(AtLeast):
+class All(Any):
     """Fire when every one of `parts` fires."""
 
-    count: int = field(default=1, init=False)
+    @property
+    def needed(self) -> int:
+        return len(self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtLeast(Any):
+    """Fire when `count` of `parts` fire at the same time."""
+
+    count: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", len(self.parts))
         super().__post_init__()
+        if not 1 <= self.count <= len(self.parts):
+            raise ConfigError(
+                f"trigger.count must be between 1 and the {len(self.parts)} trigger.parts, not {self.count}"
+            )
+
+    @property
+    def needed(self) -> int:
+        return self.count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cltrain.clock import parse_duration
+from cltrain.errors import ConfigError
 from cltrain.records import Decision
 from cltrain.trigger.base import Evidence
 
@@ -18,7 +19,10 @@ class Time:
 
     def __post_init__(self) -> None:
         if self.every is not None:
-            parse_duration(self.every)
+            try:
+                parse_duration(self.every)
+            except ConfigError as error:
+                raise ConfigError(f"trigger.every: {error}") from error
 
     def decide(self, evidence: Evidence) -> Decision:
         passed = evidence.now - evidence.last_update
@@ -26,5 +30,9 @@ class Time:
         if self.every is None:
             return Decision(fire=True, reason="a window ended", evidence=seen)
         if passed >= parse_duration(self.every):
-            return Decision(fire=True, reason=f"{passed} since the last update, trigger.every={self.every}", evidence=seen)
-        return Decision(fire=False, reason=f"only {passed} since the last update, trigger.every={self.every}", evidence=seen)
+            return Decision(
+                fire=True, reason=f"{passed} since the last update, trigger.every={self.every}", evidence=seen
+            )
+        return Decision(
+            fire=False, reason=f"only {passed} since the last update, trigger.every={self.every}", evidence=seen
+        )

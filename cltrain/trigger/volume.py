@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cltrain.errors import ConfigError
@@ -20,11 +21,12 @@ class Volume:
     def __post_init__(self) -> None:
         if (self.rows is None) == (self.growth is None):
             raise ConfigError("trigger=volume needs trigger.rows=N or trigger.growth=SHARE, one of them")
-        if (self.rows or self.growth or 0) <= 0:
-            raise ConfigError(f"trigger.rows or trigger.growth must be above 0, not {self.rows or self.growth}")
+        for name, least in (("rows", self.rows), ("growth", self.growth)):
+            if least is not None and not least > 0:
+                raise ConfigError(f"trigger.{name} must be above 0, not {least}")
 
     def decide(self, evidence: Evidence) -> Decision:
-        needed = self.rows if self.rows is not None else (self.growth or 0.0) * evidence.trained_rows
-        fire = evidence.fresh_rows >= needed and evidence.fresh_rows > 0
+        needed = self.rows if self.rows is not None else max(1, math.ceil((self.growth or 0.0) * evidence.trained_rows))
         seen = {"fresh_rows": evidence.fresh_rows, "trained_rows": evidence.trained_rows, "needed": needed}
-        return Decision(fire=fire, reason=f"{evidence.fresh_rows} fresh labelled rows of {needed:.0f} needed", evidence=seen)
+        reason = f"{evidence.fresh_rows} fresh labelled rows of {needed} needed"
+        return Decision(fire=evidence.fresh_rows >= needed, reason=reason, evidence=seen)

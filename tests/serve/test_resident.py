@@ -29,7 +29,7 @@ def serves(resident: ResidentVersions) -> tuple[str, int] | None:
 
 def wait_for(resident: ResidentVersions, wanted: tuple[str, int], seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
-    while serves(resident) != wanted:
+    while serves(resident) != wanted or resident.error:
         assert time.monotonic() < end, (serves(resident), resident.error)
         time.sleep(0.01)
 
@@ -79,7 +79,6 @@ def test_a_version_that_is_not_the_registered_one_leaves_the_old_one_serving(
         store.storage.write(name, kept)
         resident.start()
         wait_for(resident, ("1.1", 2))
-        assert resident.error is None
 
 
 def test_a_version_that_answers_nan_is_not_served(
@@ -136,7 +135,6 @@ def test_a_registry_that_fails_is_reported_and_asked_again(
         assert serves(resident) == ("1.0", 1)
     registry.promote("1.1", reason="better")
     wait_for(resident, ("1.1", 2))
-    assert resident.error is None
 
 
 def test_version_and_epoch_always_belong_together(resident: ResidentVersions, registry: Registry) -> None:
@@ -147,6 +145,7 @@ def test_version_and_epoch_always_belong_together(resident: ResidentVersions, re
     def watch() -> None:
         while not over.is_set():
             seen.add(serves(resident) or ("", 0))
+            time.sleep(0.0005)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -154,6 +153,8 @@ def test_version_and_epoch_always_belong_together(resident: ResidentVersions, re
     for number in range(30):
         version = "1.1" if number % 2 == 0 else "1.0"
         last = (version, registry.promote(version, reason="flip"))
+        if number % 5 == 0:
+            wait_for(resident, last)
         time.sleep(0.01)
     wait_for(resident, last)
     over.set()
