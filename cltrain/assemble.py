@@ -16,6 +16,7 @@ from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConfigError, StoreError
 from cltrain.evaluate import headline
 from cltrain.loop import Loop
+from cltrain.models.build import supports_incremental
 from cltrain.parts import Timeline
 from cltrain.records import Json, Kind, RunInfo, to_json
 from cltrain.registry import Registry, RoundLog, Store
@@ -26,9 +27,22 @@ from cltrain.train.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
-STRATEGY = (
-    "data clock window snapshot contract trigger memory method model train recalibrate evaluate gate seed".split()
-)
+STRATEGY = [
+    "data",
+    "clock",
+    "window",
+    "snapshot",
+    "contract",
+    "trigger",
+    "memory",
+    "method",
+    "model",
+    "train",
+    "recalibrate",
+    "evaluate",
+    "gate",
+    "seed",
+]
 LATEST = Path("store", "latest")
 
 
@@ -65,8 +79,8 @@ def strategy_of(settings: Mapping[str, Any]) -> Json:
 
 @contextmanager
 def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
-    """A loop with everything that it needs, started in the order in which a mistake shows soonest: settings, store, data,
-    and only then Ray, serving and the workers. `settings` are resolved and plain."""
+    """A loop with everything that it needs, started in the order in which a mistake shows soonest: settings, store,
+    data, and only then Ray, serving and the workers. `settings` are resolved and plain."""
     parts = {key: build(settings[key], key) for key in (*STRATEGY, "cluster", "serve") if key not in ("model", "seed")}
     trackers = build(settings["tracking"], "tracking")
     name = settings["model"]["name"]
@@ -103,7 +117,7 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
                     contract=parts["contract"],
                     trigger=parts["trigger"],
                     recalibrate=parts["recalibrate"],
-                    stateful=parts["method"].stateful,
+                    stateful=parts["method"].stateful and supports_incremental(settings["model"]),
                     runner=runner,
                     evaluation=parts["evaluate"],
                     gate=parts["gate"],
@@ -132,8 +146,8 @@ def run_loop(settings: Mapping[str, Any]) -> Json:
 
 
 def run_by_hand(settings: Mapping[str, Any], kind: Kind) -> Json:
-    """One update because somebody asks for it, `jobs.update` and `jobs.recalibrate`: weighed, judged and rolled out like any
-    other. `settings` has `base` and `reason` beside those of the loop."""
+    """One update because somebody asks for it, `jobs.update` and `jobs.recalibrate`: weighed, judged and rolled out
+    like any other. `settings` has `base` and `reason` beside those of the loop."""
     with running_loop(settings) as (loop, info):
         loop.tracker.start(info, loop.rounds.finished())
         done = loop.by_hand(kind, str(settings["base"]), f"manual:{getpass.getuser()}: {settings['reason']}")
@@ -152,7 +166,9 @@ def run_evaluation(settings: Mapping[str, Any]) -> Json:
     rounds = [r for r in RoundLog(store, registry.model).finished() if r.status != "quarantined"]
     held_out = [(r.index, snapshots.table(r.observation.holdout)) for r in rounds]
     ours, theirs = (Predictor.load(store.storage, v.state) for v in (version, rival))
-    card = parts["evaluate"].card(ours, theirs if version.version != rival.version else None, held_out, settings["seed"])
+    card = parts["evaluate"].card(
+        ours, theirs if version.version != rival.version else None, held_out, settings["seed"]
+    )
     verdict = build(settings["gate"], "gate").judge(card)
     return {"version": version.version, "against": rival.version, "card": to_json(card), "verdict": to_json(verdict)}
 
@@ -163,8 +179,8 @@ def _require_rounds(parts: Mapping[str, Any], event_log: EventLog) -> None:
     if not parts["clock"].waits and len(list(_first_two(parts["window"].cut(timeline, None)))) < 2:
         first, last = event_log.first(), event_log.end()
         raise ConfigError(
-            f"the events from {first} to {last} do not fill two windows, one to learn from and one to be tested on: make "
-            "window.every (or window.rows), or window.bootstrap, smaller"
+            f"the events from {first} to {last} do not fill two windows, one to learn from and one to be tested on: "
+            "make window.every (or window.rows), or window.bootstrap, smaller"
         )
 
 

@@ -28,7 +28,9 @@ app = typer.Typer(
 out = Console()
 
 StoreOption = Annotated[str | None, typer.Option("--store", help="Folder or URI of the store; else the one used last.")]
-UrlOption = Annotated[str | None, typer.Option("--store-url", help="SQLAlchemy URL, if the registry is not SQLite there.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--store-url", help="SQLAlchemy URL, if the registry is not SQLite there.")
+]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Needed only where a store holds several models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ByOption = Annotated[str | None, typer.Option("--by", help="Who decides; else the user of this machine.")]
@@ -121,7 +123,9 @@ def show(
         )
     out.print(weighed)
     for move in moves:
-        out.print(f"{move['at']}  {move['alias']}: {move['old'] or '–'} → {move['new']} by {move['by']}: {move['reason']}")
+        out.print(
+            f"{move['at']}  {move['alias']}: {move['old'] or '–'} → {move['new']} by {move['by']}: {move['reason']}"
+        )
 
 
 @command
@@ -194,7 +198,8 @@ def _line(v: VersionRecord) -> str:
     aliases = f" ({', '.join(v.aliases)})" if v.aliases else ""
     verdict = "" if v.verdict.accepted else ", rejected"
     until = f"{v.challenger.cursor.until:%Y-%m-%d}"
-    return f"{v.version}{aliases}  {v.kind}{verdict}, {v.challenger.rows_trained} rows until {until}, data {v.snapshot_digest[:8]}"
+    rows = f"{v.challenger.rows_trained} rows until {until}, data {v.snapshot_digest[:8]}"
+    return f"{v.version}{aliases}  {v.kind}{verdict}, {rows}"
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

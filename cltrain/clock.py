@@ -22,9 +22,7 @@ def parse_duration(text: str) -> timedelta:
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d|w)", str(text))
     if not parts or "".join(n + u for n, u in parts) != str(text).replace(" ", ""):
-        raise ConfigError(
-            f"{text!r} is not a duration: write a number and a unit (s, m, h, d, w), such as 7d or 1h30m"
-        )
+        raise ConfigError(f"{text!r} is not a duration: write a number and a unit (s, m, h, d, w), such as 7d or 1h30m")
     try:
         span = timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
     except OverflowError as error:

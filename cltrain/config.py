@@ -22,9 +22,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def build(settings: Any, path: str = "") -> Any:
-    """Make the part that `settings["_target_"]` names, and the parts within it. Values without `_target_` stay what they
-    are, but for lists, which become tuples where the part declares tuples. Raises `ConfigError`, whose message starts with
-    the dotted key of the setting, below `path`."""
+    """Make the part that `settings["_target_"]` names, and the parts within it. Values without `_target_` stay what
+    they are, but for lists, which become tuples where the part declares tuples. Raises `ConfigError`, whose message
+    starts with the dotted key of the setting, below `path`."""
     if isinstance(settings, Mapping):
         made = {key: build(value, _below(path, key)) for key, value in settings.items()}
         if "_target_" not in made:
@@ -55,7 +55,8 @@ def locate(target: Any, path: str) -> Any:
 
 
 def defaults_of(target: str) -> dict[str, Any]:
-    """All settings of the part `target` with their defaults; `???` marks one that must be given. Parts within it are not
+    """All settings of the part `target` with their defaults; `???` marks one that must be given. Parts within it are
+    not
     among them: their settings are those of their own file."""
     part = locate(target, "_target_")
     if not dataclasses.is_dataclass(part):
@@ -73,8 +74,8 @@ def defaults_of(target: str) -> dict[str, Any]:
 
 
 def register_defaults(conf: Path = CONF) -> None:
-    """Let every file `conf/<group>/<part>.yaml` with a `_target_` name `_<part>` in its defaults list: the part's settings
-    with the defaults of its dataclass. So a file holds what differs, and `--cfg job` shows everything."""
+    """Let every file `conf/<group>/<part>.yaml` with a `_target_` name `_<part>` in its defaults list: the part's
+    settings with the defaults of its dataclass. So a file holds what differs, and `--cfg job` shows everything."""
     import yaml
     from hydra.core.config_store import ConfigStore
 
@@ -89,8 +90,8 @@ def _below(path: str, key: Any) -> str:
 
 
 def _with_path(message: str, settings: Mapping[str, Any], path: str) -> str:
-    """A part names its settings as if it were alone, such as method.strength; here they are named where they are, such as
-    method.parts.ewc.strength."""
+    """A part names its settings as if it were alone, such as method.strength; here they are named where they are,
+    such as method.parts.ewc.strength."""
     alone = path.split(".", 1)[0]
     if not settings or not alone:
         return message

@@ -74,7 +74,9 @@ class Loop:
         """Turn round after round until the clock says that nothing more will come, or `max_rounds` are finished."""
         watch = self.watch()
         while True:
-            for window in self.windows.cut(Timeline(self.log, self.clock), self.finished[-1].window if self.finished else None):
+            for window in self.windows.cut(
+                Timeline(self.log, self.clock), self.finished[-1].window if self.finished else None
+            ):
                 if max_rounds is not None and len(self.finished) >= max_rounds:
                     return self.finished
                 self.finished.append(self.turn(window, watch))
@@ -177,7 +179,9 @@ class Loop:
         snapshot = seen.fresh
         if kind == "stateless":
             snapshot = once(
-                f"snapshot {kind}", Snapshot, lambda: self.snapshots.between("train", "train", window.end, since, window.end)
+                f"snapshot {kind}",
+                Snapshot,
+                lambda: self.snapshots.between("train", "train", window.end, since, window.end),
             )
         request = UpdateRequest(
             number=abs(2 * window.index) + (kind == "stateless"),
@@ -190,7 +194,11 @@ class Loop:
             settings={key: self.settings[key] for key in ("model", "method", "train")},
         )
         challenger = once(f"update {kind}", Challenger, lambda: self.runner.update(request))
-        card = once(f"weigh {kind}", ReportCard, lambda: self._weigh(challenger, champion, watch.held_out(window.index, seen), window))
+        card = once(
+            f"weigh {kind}",
+            ReportCard,
+            lambda: self._weigh(challenger, champion, watch.held_out(window.index, seen), window),
+        )
         verdict = once(f"judge {kind}", Verdict, lambda: self.gate.judge(card))
         return self.registry.register(
             challenger,

@@ -53,15 +53,11 @@ class Watch:
             events=self.log.count(window.start, window.end),
             labelled=rows.num_rows,
             late_labels=arrived.late_rows,
-            problems=self.contract.breaches(
-                self.log.between(window.start, window.end), self._reference(), inside
-            ),
+            problems=self.contract.breaches(self.log.between(window.start, window.end), self._reference(), inside),
             arrived=arrived,
             fresh=self.snapshots.fresh("train", "train", window.end, had),
             # A round by hand comes between two of the series and has, beside the rows of its base, none of its own.
-            holdout=self.snapshots.fresh(
-                "holdout", "holdout", window.end, had if window.index < 0 else before
-            ),
+            holdout=self.snapshots.fresh("holdout", "holdout", window.end, had if window.index < 0 else before),
             cursor=self.snapshots.cursor(window.end),
             prequential=prequential,
             static=static,
@@ -81,9 +77,7 @@ class Watch:
 
     def _reference(self) -> Profile | None:
         """What the first sound window was like."""
-        sound = next(
-            (r.window for r in self.finished if r.observation.events and not r.observation.problems), None
-        )
+        sound = next((r.window for r in self.finished if r.observation.events and not r.observation.problems), None)
         return self._profile(sound) if sound else None
 
     def _profile_of(self, window: Window) -> Profile:
@@ -125,9 +119,7 @@ class Watch:
         with self._storage.writing(prequential_name(self.registry.model, index)) as path:
             write_arrow(path, pa.concat_tables(parts))
         task = self.log.source.columns.task
-        return tuple(
-            sums.values() for sums in read_prequential(self._storage, self.registry.model, task, [index])
-        )  # type: ignore[return-value]
+        return tuple(sums.values() for sums in read_prequential(self._storage, self.registry.model, task, [index]))  # type: ignore[return-value]
 
     def _score(self, version: str, rows: pa.Table) -> Scores:
         return self.predictor(self.registry.version(version).state).score(rows)
@@ -137,9 +129,7 @@ def prequential_name(model: str, index: int) -> str:
     return f"prequential/{model}/{index:06d}.arrow"
 
 
-def read_prequential(
-    storage: Storage, model: str, task: str, indices: Sequence[int]
-) -> tuple[MetricSums, MetricSums]:
+def read_prequential(storage: Storage, model: str, task: str, indices: Sequence[int]) -> tuple[MetricSums, MetricSums]:
     """Sums over rounds: of the champion of the moment, and of the first champion."""
     ours: list[MetricSums] = []
     static: list[MetricSums] = []

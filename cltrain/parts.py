@@ -1,4 +1,5 @@
-"""The parts that a loop is made of, as the loop sees them. A part of your own has these methods and needs no base class."""
+"""The parts that a loop is made of, as the loop sees them. A part of your own has these methods and needs no base
+class."""
 
 from __future__ import annotations
 

@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeVar, Union
 
-EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL = "_event_id", "_event_time", "_label_time", "_label"  # columns of an event table
+EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL = (
+    "_event_id",
+    "_event_time",
+    "_label_time",
+    "_label",
+)  # columns of an event table
 
 Kind = Literal["stateless", "stateful"]
 Json = dict[str, Any]
@@ -42,7 +47,6 @@ class Snapshot:
     role: str
     rows: int
     late_rows: int = 0
-    unlabelled_rows: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,9 +37,7 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray, salt: int) -> np.ndarray:
     """
     if len(ids) == 0:
         return np.empty(0)
-    text = pa.concat_arrays(
-        [c.cast(pa.string()) for c in (ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids])]
-    )
+    text = pa.concat_arrays([c.cast(pa.string()) for c in (ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids])])
     _, offsets, content = text.buffers()
     place = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
     octets = np.frombuffer(content or b"", np.uint8)

@@ -63,9 +63,7 @@ class Storage:
         try:
             return json.loads(self.read(name))
         except ValueError as error:
-            raise StoreError(
-                f"{self.path(name)} is not JSON, so it was altered or cut off: {error}"
-            ) from error
+            raise StoreError(f"{self.path(name)} is not JSON, so it was altered or cut off: {error}") from error
 
     def write(self, name: str, data: bytes) -> str:
         """Store `data` whole or not at all, and return its digest."""
@@ -84,10 +82,7 @@ class Storage:
         try:
             if folder:
                 os.makedirs(folder, exist_ok=True)
-            part = (
-                Path(folder or os.environ.get("TMPDIR", "/tmp"))
-                / f".{os.path.basename(name)}.{uuid.uuid4().hex}"
-            )
+            part = Path(folder or os.environ.get("TMPDIR", "/tmp")) / f".{os.path.basename(name)}.{uuid.uuid4().hex}"
             try:
                 yield part
                 if folder:
@@ -145,15 +140,11 @@ class Storage:
         except FileNotFoundError:
             pass  # another process that checks at the same time has deleted it
         except (StoreError, OSError) as error:
-            raise StoreError(
-                f"store.root={self.root} is not writable: {error}; pass store.root=FOLDER"
-            ) from error
+            raise StoreError(f"store.root={self.root} is not writable: {error}; pass store.root=FOLDER") from error
 
 
 def canonical_json(value: Any) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest_bytes(data: bytes) -> str:

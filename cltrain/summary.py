@@ -45,7 +45,9 @@ def summarise(rounds: Sequence[Round], registry: Registry, log: EventLog, held_o
             "train_seconds": sum(t.seconds for t in trained),
         },
         "rejected": sum(not v.verdict.accepted for v in versions),
-        "rollbacks": sum(1 for move in registry.moves() if move["alias"] == "champion" and "rollback" in move["reason"]),
+        "rollbacks": sum(
+            1 for move in registry.moves() if move["alias"] == "champion" and "rollback" in move["reason"]
+        ),
         "waited": sum(r.status == "waited" for r in rounds),
         "empty": sum(r.status == "empty" for r in rounds),
         "failed": sum(r.status == "failed" for r in rounds),

@@ -25,15 +25,15 @@ def row_losses(task: str, outputs: Tensor, target: Tensor) -> Tensor:
     """Loss of each row, (B,): cross-entropy in nats, or squared error of the standardised target.
 
     outputs: (B, 1) logit for binary, (B, C) logits for multiclass, (B, 1) value for regression.
-    target: (B,) 0/1 float, class index, or standardised value. A class index of C or more is a class that the
-    model has no output for; its rows get the loss of `LOG_LOSS_FLOOR`.
+    target: (B,) 0/1 float, class index, or standardised value. Class index C means a class that the model has no output
+    for; its rows get the loss of `LOG_LOSS_FLOOR`, and no gradient.
     """
     if task == "binary":
         return F.binary_cross_entropy_with_logits(outputs[:, 0], target.to(outputs.dtype), reduction="none")
     if task == "multiclass":
-        known = target < outputs.shape[1]
-        loss = F.cross_entropy(outputs, torch.where(known, target, 0), reduction="none")
-        return torch.where(known, loss, -math.log(LOG_LOSS_FLOOR))
+        strange = outputs.shape[1]
+        loss = F.cross_entropy(outputs, target, ignore_index=strange, reduction="none")
+        return loss - (target == strange) * math.log(LOG_LOSS_FLOOR)
     return (outputs[:, 0] - target.to(outputs.dtype)).square()
 
 

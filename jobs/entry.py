@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,40 +10,47 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cltrain.config import CONF, register_defaults
-from cltrain.errors import CltrainError
+from cltrain.errors import CltrainError, ConfigError
 from cltrain.records import Json
 from cltrain.storage import Storage
+from jobs.explain import explain
 
 
 def job(config_name: str) -> Callable[[Callable[[dict[str, Any]], Json]], Callable[[], None]]:
-    """Make a Hydra entry point of a function from plain settings to a summary. Errors that a user can act on end the job
-    with their message alone, and exit code 2."""
+    """Make an entry point of a function from plain settings to a summary. What a user can mend ends the job with one
+    line and exit code 2."""
 
     def decorate(function: Callable[[dict[str, Any]], Json]) -> Callable[[], None]:
         def run(config: DictConfig) -> None:
-            try:
-                run_dir = HydraConfig.get().runtime.output_dir
-                summary = function(plain(config) | {"run_dir": run_dir})
-                Storage(run_dir).write_json("summary.json", summary)
-            except (CltrainError, OmegaConfBaseException) as error:
-                logging.getLogger(__name__).debug("the job failed", exc_info=error)
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(2)
+            run_dir = HydraConfig.get().runtime.output_dir
+            Storage(run_dir).write_json("summary.json", function(plain(config) | {"run_dir": run_dir}))
             sys.stdout.flush()
             print(Path(run_dir, "summary.json").absolute(), flush=True)
 
-        register_defaults()
-        return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)
+        def main() -> None:
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to Hydra's printer
+            try:
+                register_defaults()
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
+            except (CltrainError, HydraException, OmegaConfBaseException) as error:
+                print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
+                sys.exit(2)
+
+        return main
 
     return decorate
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """Resolved settings as plain dicts and lists; Hydra ends here."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} is not set: pass {missing[0]}=VALUE")
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}

@@ -78,6 +78,10 @@ class LocalServing:
         )
         return asdict(settings)
 
+    def check(self) -> None:
+        """Raise `ServingError` when the port is taken, before anything is started."""
+        free_port(self.host, self.port)
+
     def start(self, store: Store, model: str) -> None:
         """Start the application for the champion of `model`, now or as soon as there is one. Ray must be initialised.
 

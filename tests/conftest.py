@@ -46,7 +46,7 @@ def settings_of() -> Callable[..., dict[str, Any]]:
     return resolve
 
 
-@pytest.fixture()
+@pytest.fixture
 def small(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Settings of a job on a small table of ten weeks in `tmp_path`, in this process, without serving and W&B."""
     folder = tmp_path / "events"

@@ -15,8 +15,8 @@ from cltrain.train.update import train_update
 
 
 def execute(payload: Json) -> Json:
-    """`payload`: request, root (of the blobs), threads, device. Returns the challenger as JSON, on every rank alike; rank 0
-    writes its state. Doing it again writes the same files, so a command may be repeated."""
+    """`payload`: request, root (of the blobs), threads, device. Returns the challenger as JSON, on every rank alike;
+    rank 0 writes its state. Doing it again writes the same files, so a command may be repeated."""
     request = from_json(UpdateRequest, payload["request"])
     storage = Storage(payload["root"])
     torch.set_num_threads(payload["threads"])

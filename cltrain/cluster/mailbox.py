@@ -14,9 +14,8 @@ class Mailbox:
     """Holds the commands not yet done. A command leaves only when it is settled, so that a worker which starts afresh
     finds it again. What must survive the mailbox is in the registry's rounds.
 
-    idle_s: seconds without a command after which the group is let go. grace_s: how long a rank that failed waits for the
-    others. max_losses: how often a command may lose its workers before it is given up.
-    """
+    idle_s: seconds without a command after which the group is let go. grace_s: how long a rank that failed waits for
+    the others. max_losses: how often a command may lose its workers before it is given up."""
 
     def __init__(self, world: int, idle_s: float | None = None, grace_s: float = 5.0, max_losses: int = 3) -> None:
         self._world, self._idle_s, self._grace_s, self._max_losses = world, idle_s, grace_s, max_losses
@@ -49,7 +48,8 @@ class Mailbox:
         await self._notify()
 
     async def next(self, rank: int, after: int | None) -> tuple[int, Any] | None:
-        """Worker: the first command after `after` (None from a worker that starts: the oldest not done), or None to stop."""
+        """Worker: the first command after `after` (None from a worker that starts: the oldest not done), or None to
+        stop."""
         self._ready.add(rank)
         await self._notify()
         floor = self._last if after is None else after
@@ -70,7 +70,9 @@ class Mailbox:
         await self._notify()
         if error is None or await self._wait(lambda: len(self._ended.get(number, ())) == self._world, self._grace_s):
             return True
-        await self._settle(number, [{"command": number, "rank": rank, "result": None, "error": error, "kind": "UpdateError"}])
+        await self._settle(
+            number, [{"command": number, "rank": rank, "result": None, "error": error, "kind": "UpdateError"}]
+        )
         return False
 
     async def done(self, number: int, reports: list[Report]) -> None:
@@ -89,7 +91,10 @@ class Mailbox:
             return True
         number, losses, self._losses = next(iter(self._pending)), self._losses, 0
         said = {"command": number, "result": None, "kind": "UpdateError"}
-        reports = [{**said, "rank": r, "error": f"its workers were lost {losses} times: {text}"} for r, text in failures.items()]
+        reports = [
+            {**said, "rank": r, "error": f"its workers were lost {losses} times: {text}"}
+            for r, text in failures.items()
+        ]
         await self._settle(number, reports)
         return False
 

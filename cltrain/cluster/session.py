@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from cltrain.cluster.local import LocalRunner
 from cltrain.errors import ConfigError
@@ -15,9 +16,10 @@ from cltrain.registry import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """workers: processes of the warm training group; 0 trains in the driver's process. cpus_per_worker, gpus_per_worker:
-    what Ray reserves for each. threads_per_worker: of torch; the same number gives the same bits. idle_s: seconds after
-    which an idle group gives its workers back. address: of a running cluster; None starts a Ray here, or takes RAY_ADDRESS."""
+    """workers: processes of the warm training group; 0 trains in the driver's process. cpus_per_worker,
+    gpus_per_worker: what Ray reserves for each. threads_per_worker: of torch; the same number gives the same bits.
+    idle_s: seconds after which an idle group gives its workers back. address: of a running cluster; None starts a Ray
+    here, or takes RAY_ADDRESS."""
 
     workers: int = 1
     cpus_per_worker: float = 0.5
@@ -46,13 +48,17 @@ class Cluster:
 
         from cltrain.cluster.warm import ENVIRONMENT
 
-        for name, value in {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+        for name, value in {
+            **ENVIRONMENT,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }.items():
             os.environ.setdefault(name, value)
         if ray.is_initialized():
             yield None
             return
         address = self.address or os.environ.get("RAY_ADDRESS")
-        own = {} if address else {"num_cpus": self.num_cpus, "include_dashboard": self.dashboard}
+        own: dict[str, Any] = {} if address else {"num_cpus": self.num_cpus, "include_dashboard": self.dashboard}
         context = ray.init(
             address=address or "local",
             log_to_driver=False,

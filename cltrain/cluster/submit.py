@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cltrain.errors import ClusterError, CltrainError
+from cltrain.errors import CltrainError, ClusterError
 from cltrain.storage import digest_json
 
 EXCLUDED = [".git", ".venv", "store", "datasets", "outputs", "**/__pycache__", "tests", "docs"]

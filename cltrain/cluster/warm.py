@@ -1,8 +1,8 @@
 """A warm Ray Train worker group: one long-lived `TorchTrainer.fit` that takes one update after another.
 
-A fresh fit costs 15–25 s; a command to a warm group some 60 ms. Ray Train keeps the workers alive, restarts them after a
-loss, and its controller consumes the reports; a restarted worker finds the command that was not done in the mailbox.
-"""
+A fresh fit costs 15–25 s; a command to a warm group some 60 ms. Ray Train keeps the workers alive, restarts them
+after a loss, and its controller consumes the reports; a restarted worker finds the command that was not done in the
+mailbox."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def train_loop(config: dict[str, Any]) -> None:
 
 @dataclass(kw_only=True)
 class WarmGroup:
-    """`update` takes requests with growing numbers, one at a time. After an idle time-out the next one starts it again."""
+    """`update` takes requests with growing numbers, one at a time. After an idle time-out the next one starts it
+    again."""
 
     root: str
     workers: int
@@ -97,11 +98,11 @@ class WarmGroup:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers, resources_per_worker=resources, use_gpu=bool(self.gpus_per_worker)
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotations are of Train V1
                 storage_path=f"{self.root}/ray_train",
-                failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=2),
+                failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=2),  # type: ignore[call-arg]
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                callbacks=[Settle(self._mailbox)],
+                callbacks=[Settle(self._mailbox)],  # type: ignore[list-item]
             ),
         )
         self._fit = concurrent.futures.Future()
@@ -141,7 +142,9 @@ class WarmGroup:
             return future.result(timeout=None if future.done() else LAST_WORD_S)
         except concurrent.futures.TimeoutError:
             error = self._fit.exception()
-        raise UpdateError(f"the worker group has ended: {error or 'it was closed'}; check cluster.workers and resources")
+        raise UpdateError(
+            f"the worker group has ended: {error or 'it was closed'}; check cluster.workers and resources"
+        )
 
 
 def _run_fit(trainer: Any, future: concurrent.futures.Future) -> None:

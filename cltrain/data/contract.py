@@ -40,16 +40,12 @@ class Contract:
     def __post_init__(self) -> None:
         for name in ("max_null_rise", "max_out_of_range", "min_labelled_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"contract.{name} must be a share between 0 and 1, not {getattr(self, name)}"
-                )
+                raise ConfigError(f"contract.{name} must be a share between 0 and 1, not {getattr(self, name)}")
         for name, bounds in self.ranges.items():
             if len(bounds) != 2 or not bounds[0] <= bounds[1]:
                 raise ConfigError(f"contract.ranges.{name} must be [lowest, highest], not {bounds}")
 
-    def breaches(
-        self, events: Iterable[pa.Table], reference: Reference | None, labelled: int
-    ) -> tuple[str, ...]:
+    def breaches(self, events: Iterable[pa.Table], reference: Reference | None, labelled: int) -> tuple[str, ...]:
         """Every rule that a window breaks, in words; empty if it is sound. `events` are all its events, in pieces, of
         which `labelled` have a label. Raises `ConfigError` for a range of a column that is not there."""
         rows, nulls, numbers, outside = 0, Counter[str](), Counter[str](), Counter[str]()
@@ -83,6 +79,4 @@ class Contract:
         for name in self.ranges:
             if name not in numeric:
                 has = ", ".join(numeric) or "none"
-                raise ConfigError(
-                    f"contract.ranges.{name}: there is no such numeric column; there are: {has}"
-                )
+                raise ConfigError(f"contract.ranges.{name}: there is no such numeric column; there are: {has}")

@@ -157,7 +157,7 @@ class Encoder:
 
 def fit_encoder(table: pa.Table, schema: Schema) -> Encoder:
     """Learn vocabulary and statistics from the rows of a training from scratch. Numeric columns that never vary are
-    left out. Raises `UpdateError` when there is nothing to learn from or nothing to tell apart: later rows may be better."""
+    left out. Raises `UpdateError` when there is nothing to learn from or to tell apart: later rows may be better."""
     task, name = schema.columns.task, schema.columns.label
     label = table.column(LABEL).drop_null()
     if not len(label):
@@ -169,14 +169,11 @@ def fit_encoder(table: pa.Table, schema: Schema) -> Encoder:
         )
     numeric = tuple(c for n in schema.names("numeric") if (c := _fit_numeric(table, n)) is not None)
     categorical = tuple(
-        CategoricalColumn(name=n, categories=_new_values(table.column(n), ()))
-        for n in schema.names("categorical")
+        CategoricalColumn(name=n, categories=_new_values(table.column(n), ())) for n in schema.names("categorical")
     )
     for column in categorical:
         if len(column.categories) > IDENTIFIER_SHARE * table.num_rows > IDENTIFIER_SHARE * FEW_ROWS:
-            log.warning(
-                "%s differs in most rows and teaches little: data.exclude='[%s]'", column.name, column.name
-            )
+            log.warning("%s differs in most rows and teaches little: data.exclude='[%s]'", column.name, column.name)
     if not numeric and not categorical:
         raise UpdateError(f"no column varies in these {table.num_rows} rows: there is nothing to learn from")
     if task == "multiclass":
@@ -259,11 +256,7 @@ def _moments(values: np.ndarray) -> tuple[float, float]:
 def _new_values(column: pa.ChunkedArray, known: tuple[str, ...]) -> tuple[str, ...]:
     """Values that are not known, most frequent first, as many as there is room for."""
     room = MAX_CATEGORIES - len(known)
-    fresh = (
-        column.filter(pc.invert(pc.is_in(column, value_set=pa.array(known, pa.string()))))
-        if known
-        else column
-    )
+    fresh = column.filter(pc.invert(pc.is_in(column, value_set=pa.array(known, pa.string())))) if known else column
     counts = pc.value_counts(fresh.drop_null())
     if len(counts) > room > 0:
         log.warning(

@@ -159,9 +159,7 @@ class EventLog:
             except UNREADABLE as error:
                 reasons.append(_one_line(error))
         if not found:
-            raise DataError(
-                f"{self._about()}: none of {len(names)} file(s) can be read; the first says: {reasons[0]}"
-            )
+            raise DataError(f"{self._about()}: none of {len(names)} file(s) can be read; the first says: {reasons[0]}")
         return infer_schema(union(found), self.source.columns)
 
     def _index(self, name: str, stamp: tuple[int, int]) -> LogFile:
@@ -188,13 +186,9 @@ class EventLog:
     def _notice_columns(self, name: str, found: pa.Schema) -> None:
         known = {f.name for f in self.schema.features} | {*self.schema.ignored, *self.schema.columns.roles}
         extra = tuple(n for n in found.names if n not in known and n not in self.schema.columns.exclude)
-        lacking = [
-            f.name for f in self.schema.features if f.name in self.schema.wanted and f.name not in found.names
-        ]
+        lacking = [f.name for f in self.schema.features if f.name in self.schema.wanted and f.name not in found.names]
         if lacking and not self._lacking.issuperset(lacking):
-            log.warning(
-                "%s lacks column %s, which counts as null there", self._path(name), ", ".join(lacking)
-            )
+            log.warning("%s lacks column %s, which counts as null there", self._path(name), ", ".join(lacking))
             self._lacking |= set(lacking)
         if extra:
             log.warning("%s has new columns, which are not used: %s", self._path(name), ", ".join(extra))
@@ -254,9 +248,7 @@ class EventLog:
         """Events in `[start, end)` in pieces, with or without a label. A label in them may have become known later."""
         low, high = to_us(start), to_us(end)
         for file in self.files.values():
-            parts = [
-                i for i, p in enumerate(file.parts) if p.events and p.last_us >= low and p.first_us < high
-            ]
+            parts = [i for i, p in enumerate(file.parts) if p.events and p.last_us >= low and p.first_us < high]
             for roles, batch in self.batches(file, parts, self.schema):
                 event, _, good = row_times(roles)
                 index = pa.array(np.flatnonzero(good & (event >= low) & (event < high)))
@@ -275,9 +267,7 @@ class EventLog:
         read = (row_times(roles) for roles, _ in self.batches(self.files[name], [part], narrow))
         return np.concatenate([event[good] for event, _, good in read])
 
-    def batches(
-        self, file: LogFile, parts: Sequence[int], schema: Schema
-    ) -> Iterator[tuple[pa.Table, pa.RecordBatch]]:
+    def batches(self, file: LogFile, parts: Sequence[int], schema: Schema) -> Iterator[tuple[pa.Table, pa.RecordBatch]]:
         """Rows of the given parts of a file, in order: their columns with a role, as events, and all that `schema`
         needs, as they are in the file. Raises `DigestError` when the file is not the one that was read at first."""
         if not parts:

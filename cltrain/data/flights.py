@@ -87,9 +87,7 @@ def flight_events(flights: pa.Table, weather: pa.Table) -> pa.Table:
     known = np.isfinite(delay) & np.isfinite(landed)
     arrival = number("sched_arr_time")
     leaves, arrives = clock // 100 * 60 + clock % 100, arrival // 100 * 60 + arrival % 100
-    dates = pc.binary_join_element_wise(
-        *(flights.column(c).cast(pa.string()) for c in ("year", "month", "day")), "-"
-    )
+    dates = pc.binary_join_element_wise(*(flights.column(c).cast(pa.string()) for c in ("year", "month", "day")), "-")
     local_day = pc.strptime(dates, format="%Y-%m-%d", unit="us")
     origin = flights.column("origin")
     numbers = {
@@ -120,22 +118,15 @@ def flight_events(flights: pa.Table, weather: pa.Table) -> pa.Table:
             "origin": origin,
             "dest": flights.column("dest"),
             "weekday": pc.cast(pc.day_of_week(local_day), pa.string()),
-            **{
-                name: pa.array(values, from_pandas=True).cast(pa.float32())
-                for name, values in numbers.items()
-            },
+            **{name: pa.array(values, from_pandas=True).cast(pa.float32()) for name, values in numbers.items()},
         }
     )
-    return table.take(
-        pc.sort_indices(table, [("event_time", "ascending"), ("event_id", "ascending")])
-    ).combine_chunks()
+    return table.take(pc.sort_indices(table, [("event_time", "ascending"), ("event_id", "ascending")])).combine_chunks()
 
 
 def _weather_before(weather: pa.Table, origin: pa.ChunkedArray, hour_us: np.ndarray) -> dict[str, np.ndarray]:
     """Weather at the origin at the full hour before the one of departure; NaN where there is no report."""
-    keys = pa.table(
-        {"origin": origin, "at": pa.array(hour_us - 60 * MINUTE), "row": pa.array(np.arange(len(hour_us)))}
-    )
+    keys = pa.table({"origin": origin, "at": pa.array(hour_us - 60 * MINUTE), "row": pa.array(np.arange(len(hour_us)))})
     stamps = pc.cast(weather.column("time_hour"), pa.timestamp("us", tz="UTC")).cast(pa.int64())
     values = {name: weather.column(name).cast(pa.float64()) for name in WEATHER}
     reports = pa.table({"origin": weather.column("origin"), "at": stamps, **values})

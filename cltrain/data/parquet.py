@@ -126,11 +126,7 @@ def _folder_columns(name: str, present: list[str]) -> dict[str, pa.Scalar]:
     DataType(date32[day])
     """
     pairs = (part.split("=", 1) for part in name.split("/")[:-1] if "=" in part)
-    return {
-        unquote(column): _folder_value(unquote(text))
-        for column, text in pairs
-        if unquote(column) not in present
-    }
+    return {unquote(column): _folder_value(unquote(text)) for column, text in pairs if unquote(column) not in present}
 
 
 def _folder_value(text: str) -> pa.Scalar:

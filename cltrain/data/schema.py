@@ -25,7 +25,7 @@ from cltrain.task import check_task
 log = logging.getLogger(__name__)
 
 HOUR, WEEKDAY = "_hour", "_weekday"
-RESERVED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, HOUR, WEEKDAY, "_key")  # the last one is the memory's
+RESERVED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, HOUR, WEEKDAY, "_reservoir_key")  # the last one is the memory's
 FeatureKind = Literal["numeric", "categorical"]
 
 
@@ -55,19 +55,13 @@ class Columns:
         if self.positive is not None:
             object.__setattr__(self, "positive", text_of(self.positive))
             if self.task != "binary":
-                raise ConfigError(
-                    f"data.positive={self.positive} is for data.task=binary, not for {self.task}"
-                )
+                raise ConfigError(f"data.positive={self.positive} is for data.task=binary, not for {self.task}")
         for name in ("event_time", "label"):
             if not getattr(self, name):
-                raise ConfigError(
-                    f"data.{name} is not set: name the column that holds it, data.{name}=COLUMN"
-                )
+                raise ConfigError(f"data.{name} is not set: name the column that holds it, data.{name}=COLUMN")
         for name in ("event_time", "label_time", "event_id"):
             if getattr(self, name) == self.label:
-                raise ConfigError(
-                    f"data.{name} and data.label are both {self.label!r}: they must be two columns"
-                )
+                raise ConfigError(f"data.{name} and data.label are both {self.label!r}: they must be two columns")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -97,9 +91,7 @@ class Schema:
         """The form of its event tables."""
         label = pa.string() if self.columns.task == "multiclass" else pa.float64()
         types = {EVENT_ID: pa.string(), EVENT_TIME: TIMESTAMP, LABEL_TIME: TIMESTAMP, LABEL: label}
-        return pa.schema(
-            types | {f.name: pa.float64() if f.kind == "numeric" else pa.string() for f in self.features}
-        )
+        return pa.schema(types | {f.name: pa.float64() if f.kind == "numeric" else pa.string() for f in self.features})
 
     @property
     def wanted(self) -> list[str]:
@@ -188,13 +180,9 @@ def event_roles(batch: pa.RecordBatch | pa.Table, columns: Columns, file: str, f
     """The four columns with a role; see `event_table`."""
     missing = [name for name in columns.roles if name not in batch.schema.names]
     if missing:
-        raise SchemaError(
-            f"{file} lacks column {', '.join(missing)}; it has: {', '.join(batch.schema.names)}"
-        )
+        raise SchemaError(f"{file} lacks column {', '.join(missing)}; it has: {', '.join(batch.schema.names)}")
     event_time = instants(_column(batch, columns.event_time), columns.event_time)
-    label_time = (
-        instants(_column(batch, columns.label_time), columns.label_time) if columns.label_time else event_time
-    )
+    label_time = instants(_column(batch, columns.label_time), columns.label_time) if columns.label_time else event_time
     positive = None if columns.positive is None else str(columns.positive)
     label = labels(_column(batch, columns.label), name=columns.label, task=columns.task, positive=positive)
     out = {
@@ -221,9 +209,7 @@ def feature_column(
     """One feature as float64 or string; a value that cannot be read as its kind raises `SchemaError`."""
     if feature.name == HOUR:
         of_minute = pc.add(pc.multiply(pc.hour(event_time), 60), pc.minute(event_time))
-        return pc.divide(
-            pc.cast(pc.add(pc.multiply(of_minute, 60), pc.second(event_time)), pa.float64()), 3600.0
-        )
+        return pc.divide(pc.cast(pc.add(pc.multiply(of_minute, 60), pc.second(event_time)), pa.float64()), 3600.0)
     if feature.name == WEEKDAY:
         return pc.cast(pc.day_of_week(event_time), pa.string())
     if feature.name not in batch.schema.names:
@@ -240,16 +226,12 @@ def feature_column(
 
 def _column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.ChunkedArray:
     if batch.schema.names.count(name) > 1:
-        raise SchemaError(
-            f"column {name} is there {batch.schema.names.count(name)} times: rename one of them"
-        )
+        raise SchemaError(f"column {name} is there {batch.schema.names.count(name)} times: rename one of them")
     column = batch.column(name)
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
 
-def _event_ids(
-    batch: pa.RecordBatch | pa.Table, name: str | None, file: str, first_row: int
-) -> pa.ChunkedArray:
+def _event_ids(batch: pa.RecordBatch | pa.Table, name: str | None, file: str, first_row: int) -> pa.ChunkedArray:
     """Ids of the rows; by file and row where there is no id."""
     given = None
     if name is not None:

@@ -76,9 +76,7 @@ class Rule:
             return False
         if seen and self.after is not None and part.last_visible_us < self.after:
             return False
-        return (self.start is None or part.last_us >= self.start) and (
-            self.end is None or part.first_us < self.end
-        )
+        return (self.start is None or part.last_us >= self.start) and (self.end is None or part.first_us < self.end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +226,7 @@ class Snapshots:
                     f"{path}, from which snapshot {digest[:12]} was made, is gone or cannot be read: restore it"
                 )
             if found.digest != recorded["digest"]:
-                raise DigestError(
-                    f"{path} is not the file that snapshot {digest[:12]} was made from: it was altered"
-                )
+                raise DigestError(f"{path} is not the file that snapshot {digest[:12]} was made from: it was altered")
             files.append(found)
         rule = manifest["rule"]
         rule |= {"seen": tuple(rule["seen"]), "excluded": tuple(tuple(pair) for pair in rule["excluded"])}

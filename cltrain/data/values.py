@@ -27,9 +27,7 @@ def is_text(type_: pa.DataType) -> bool:
 def numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """float64; null where a number is not finite. Text that holds numbers is read."""
     values = _plain(column)
-    finite = (
-        pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
-    )
+    finite = pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
     values = values.cast(pa.float64(), safe=False)
     return values if finite else pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
 
@@ -79,15 +77,11 @@ def instants(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if is_text(type_):
         return _parsed(values.cast(pa.string()), name)
     if pa.types.is_integer(type_):
-        return _epoch(
-            np.asarray(pc.fill_null(values.cast(pa.int64(), safe=False), 0)), np.asarray(pc.is_null(values))
-        )
+        return _epoch(np.asarray(pc.fill_null(values.cast(pa.int64(), safe=False), 0)), np.asarray(pc.is_null(values)))
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
         found = numbers(values)
         return _epoch(np.asarray(pc.fill_null(found, 0.0)), np.asarray(pc.is_null(found)))
-    raise SchemaError(
-        f"column {name} has type {type_}, which is not a time: use a timestamp, a date or ISO 8601 text"
-    )
+    raise SchemaError(f"column {name} has type {type_}, which is not a time: use a timestamp, a date or ISO 8601 text")
 
 
 def _epoch(values: np.ndarray, null: np.ndarray) -> pa.ChunkedArray:
@@ -120,9 +114,7 @@ def _parsed(text: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 def _iso_us(text: str) -> int | None:
     """Any zone, any number of digits in the fraction; None where it is not ISO 8601."""
     try:
-        instant = datetime.fromisoformat(
-            re.sub(r"\s*(UTC|GMT)$", "Z", re.sub(r"\s+([+-]\d\d)", r"\1", text.strip()))
-        )
+        instant = datetime.fromisoformat(re.sub(r"\s*(UTC|GMT)$", "Z", re.sub(r"\s+([+-]\d\d)", r"\1", text.strip())))
         return to_us(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         return None
@@ -138,14 +130,8 @@ def labels(column: pa.ChunkedArray, *, name: str, task: str, positive: str | Non
         if positive is not None:
             return pc.cast(pc.equal(texts(values), positive), pa.float64())
         if is_text(values.type) and len(values.drop_null()):
-            what = (
-                "data.positive=VALUE names the positive one"
-                if task == "binary"
-                else "data.task=multiclass fits"
-            )
-            raise LabelError(
-                f"data.label={name} holds text such as {examples(values)}, which is not {task}: {what}"
-            )
+            what = "data.positive=VALUE names the positive one" if task == "binary" else "data.task=multiclass fits"
+            raise LabelError(f"data.label={name} holds text such as {examples(values)}, which is not {task}: {what}")
         found = numbers(values)
     except UNREADABLE as error:
         raise LabelError(f"data.label={name} has type {values.type}, which cannot be a label") from error

@@ -121,11 +121,5 @@ def _instant(text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(
-            f"window.start={text} is not an ISO 8601 date or time, such as 2013-01-01"
-        ) from error
-    return (
-        from_us(to_us(instant))
-        if instant.tzinfo
-        else from_us(to_us(instant.replace(tzinfo=from_us(0).tzinfo)))
-    )
+        raise ConfigError(f"window.start={text} is not an ISO 8601 date or time, such as 2013-01-01") from error
+    return from_us(to_us(instant)) if instant.tzinfo else from_us(to_us(instant.replace(tzinfo=from_us(0).tzinfo)))

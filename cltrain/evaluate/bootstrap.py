@@ -18,9 +18,9 @@ def paired_interval(
     same rows, N at least 1.
 
     The bounds are quantiles of the mean under resampling of rows, accelerated (BCa: Efron 1987; for a mean, bias
-    correction and acceleration are both skewness / 6 sqrt(N)). Losses are skewed, and plain quantiles would let a challenger
-    with rare but bad mistakes pass up to twice as often as `level`. Above `NORMAL_ROWS` rows the resampled mean is normal
-    for all purposes, and the closed form is used.
+    correction and acceleration are both skewness / 6 sqrt(N)). Losses are skewed, and plain quantiles would let a
+    challenger with rare but bad mistakes pass up to twice as often as `level`. Above `NORMAL_ROWS` rows the resampled
+    mean is normal for all purposes, and the closed form is used.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     n, mean, std = len(difference), float(difference.mean()), float(difference.std())

@@ -17,10 +17,17 @@ ECE_BINS = 15
 class Scored(Protocol):
     """Predictions and losses of N labelled rows; see `cltrain.train.predictor.Predictor.score`."""
 
-    task: str
-    predictions: np.ndarray
-    target: np.ndarray
-    losses: np.ndarray
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def predictions(self) -> np.ndarray: ...
+
+    @property
+    def target(self) -> np.ndarray: ...
+
+    @property
+    def losses(self) -> np.ndarray: ...
 
 
 def headline(task: str) -> str:
@@ -32,9 +39,10 @@ def headline(task: str) -> str:
 class MetricSums:
     """Sums over rows; `a + b` is what one pass over the rows of both gives.
 
-    sums: rows, losses, hits (or absolute errors), squared errors of a probability. target: mean of the labels and sum of
-    squared deviations from it, which do not cancel at any scale (Chan et al. 1979). For a binary task the scores are
-    counted in `bins` (K,) of the log-odds, of which only those that were hit are kept: `counts` (2, K), negatives first.
+    sums: rows, losses, hits (or absolute errors), squared errors of a probability. target: mean of the labels and sum
+    of squared deviations from it, which do not cancel at any scale (Chan et al. 1979). For a binary task the scores
+    are counted in `bins` (K,) of the log-odds, of which only those that were hit are kept: `counts` (2, K), negatives
+    first.
     """
 
     task: str
@@ -93,7 +101,8 @@ class MetricSums:
         return float((positives * (below + negatives / 2)).sum() / pairs)
 
     def _ece(self) -> float:
-        """Expected calibration error over `ECE_BINS` bins of equal width (Naeini et al. 2015), of the positive class."""
+        """Expected calibration error over `ECE_BINS` bins of equal width (Naeini et al. 2015), of the positive
+        class."""
         probability = 0.5 * (1 + np.tanh((self.bins + 0.5) / BINS_PER_UNIT / 2))
         place = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
         negatives, positives = self.counts

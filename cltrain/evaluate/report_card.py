@@ -32,13 +32,16 @@ class Scorer(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """level: of each one-sided bound of an interval. resamples: of the bootstrap. min_rows: if the new window has fewer
-    held-out rows, those of the windows before it join, the latest first. window_rows: of the new window at most; past_rows:
-    of each past window at most, for retention and the transfer matrix. past_windows: at most, evenly spread. Where
-    there are more rows a uniform sample is taken, the same one each time, so that rounds can be compared."""
+    held-out rows, those of the windows before it join, the latest first, up to `recent_windows` in all: what is older
+    says little of a world that moves. window_rows: of the new window at most;
+    past_rows: of each past window at most, for retention and the transfer matrix. past_windows: at most, evenly
+    spread. Where there are more rows a uniform sample is taken, the same one each time, so that rounds can be
+    compared."""
 
     level: float = 0.05
     resamples: int = 1_000
     min_rows: int = 400
+    recent_windows: int = 4
     window_rows: int = 50_000
     past_rows: int = 2_000
     past_windows: int = 60
@@ -49,6 +52,7 @@ class Evaluation:
         for name, least in (
             ("resamples", 100),
             ("min_rows", 0),
+            ("recent_windows", 1),
             ("window_rows", 1),
             ("past_rows", 1),
             ("past_windows", 1),
@@ -59,8 +63,8 @@ class Evaluation:
     def card(
         self, challenger: Scorer, champion: Scorer | None, held_out: Sequence[tuple[int, pa.Table]], seed: int
     ) -> ReportCard:
-        """Weigh the challenger. `held_out` has the number and the held-out rows, which no version has ever trained on, of
-        each window up to the new one, which is last. Where no window has a row, the comparison has 0 rows."""
+        """Weigh the challenger. `held_out` has the number and the held-out rows, which no version has ever trained
+        on, of each window up to the new one, which is last. Where no window has a row, the comparison has 0 rows."""
         windows = self._spread([(index, rows) for index, rows in held_out if rows.num_rows])
         if not windows:
             nothing = Comparison(
@@ -91,7 +95,7 @@ class Evaluation:
 
     def _recent(self, windows: list[tuple[int, pa.Table]]) -> list[int]:
         rows, chosen = 0, []
-        for index, table in reversed(windows):
+        for index, table in reversed(windows[-self.recent_windows :]):
             chosen.append(index)
             rows += table.num_rows
             if rows >= self.min_rows:

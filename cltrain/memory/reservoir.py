@@ -47,7 +47,7 @@ def merge(tables: list[pa.Table]) -> pa.Table:
     """Rows of all tables; of those with the same key the last one."""
     try:
         rows = pa.concat_tables(tables, promote_options="default")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UpdateError(f"the rows do not fit the memory of their parent: {error}; recalibrate") from error
     keys = np.asarray(rows.column(KEY))
     order = np.lexsort((-np.arange(len(keys)), keys))

@@ -29,9 +29,9 @@ class MethodState:
 
 @dataclass(frozen=True, kw_only=True)
 class Absorbed:
-    """What an update ends with: the model in eval mode, its rows as events (`rows`) and as tensors (`batch`), in the same
-    order, with those that were kept aside to stop early, and `reduce`, which adds up a tensor over the ranks that each hold
-    a `shard`. All ranks have all rows."""
+    """What an update ends with: the model in eval mode, its rows as events (`rows`) and as tensors (`batch`), in the
+    same order, with those that were kept aside to stop early, and `reduce`, which adds up a tensor over the ranks
+    that each hold a `shard`. All ranks have all rows."""
 
     model: nn.Module
     task: str
@@ -57,7 +57,8 @@ class Method:
         return None
 
     def add_penalty_gradients(self, state: MethodState, parameters: Mapping[str, Tensor]) -> None:
-        """Add to each parameter's gradient, which is that of the whole batch on every rank, what pulls it towards the past."""
+        """Add to each parameter's gradient, which is that of the whole batch on every rank, what pulls it towards the
+        past."""
 
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
         """State to remember when the update has ended, the same on every rank; `state` itself is not altered."""

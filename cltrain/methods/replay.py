@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 from cltrain.errors import ConfigError
 from cltrain.memory import Reservoir
 from cltrain.methods.base import Absorbed, Method, MethodState
-
-MAX_RATIO = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +23,8 @@ class Replay(Method):
     memory: Reservoir = field(default_factory=Reservoir)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= MAX_RATIO:
-            raise ConfigError(
-                f"method.ratio must be between 0 and {MAX_RATIO} replayed rows a new row, not {self.ratio}"
-            )
+        if not 0 <= self.ratio < math.inf:
+            raise ConfigError(f"method.ratio must be 0 or more replayed rows a new row, not {self.ratio}")
 
     def rehearse(self, rows: int, remembered: int, generator: torch.Generator) -> Tensor | None:
         count = round(rows * self.ratio)

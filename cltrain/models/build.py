@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from cltrain.batch import InputSpec
-from cltrain.config import locate
 from cltrain.errors import ConfigError
 from cltrain.models.tabular import TabularNet
 
@@ -19,8 +19,7 @@ _TABULAR = inspect.signature(TabularNet).parameters
 def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
     """Call `settings["_target_"]` with the other settings and with those of `spec`, `num_numeric`, `cardinalities`,
     `num_outputs` that it has parameters for. Raises `ConfigError` that names the setting to mend."""
-    target = settings.get("_target_")
-    factory = locate(target, "model._target_")
+    target, factory = settings.get("_target_"), _factory(settings)
     given = {k: v for k, v in settings.items() if k not in ("_target_", "name")}
     offered = {
         "spec": spec,
@@ -42,6 +41,17 @@ def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
 
 
 def supports_incremental(settings: Mapping[str, Any]) -> bool:
-    """Whether a model of these settings can continue from a parent. A class that cannot says `supports_incremental = False`,
-    and is trained from scratch each time."""
-    return bool(getattr(locate(settings.get("_target_"), "model._target_"), "supports_incremental", True))
+    """Whether a model of these settings can continue from a parent. A class that cannot says `supports_incremental =
+    False`, and is trained from scratch each time."""
+    return bool(getattr(_factory(settings), "supports_incremental", True))
+
+
+def _factory(settings: Mapping[str, Any]) -> Callable[..., Any]:
+    target = settings.get("_target_")
+    if target in (None, "", "???"):
+        raise ConfigError("model._target_ is not set: pass model._target_=package.Module")
+    module, _, name = str(target).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,14 @@ class PiecewiseLinear(nn.Module):
     Takes (B, F) and gives (B, K), one value in [0, 1] for each of the K bins of all columns.
     """
 
+    left: Tensor
+    width: Tensor
+    column: Tensor
+
     def __init__(self, edges: Sequence[Sequence[float]]) -> None:
         super().__init__()
         left = [a for column in edges for a in column[:-1]]
-        width = [b - a for column in edges for a, b in zip(column[:-1], column[1:], strict=True)]
+        width = [b - a for column in edges for a, b in pairwise(column)]
         index = [i for i, column in enumerate(edges) for _ in column[:-1]]
         self.register_buffer("left", torch.tensor(left, dtype=torch.float32))
         self.register_buffer("width", torch.tensor(width, dtype=torch.float32))
@@ -53,12 +58,13 @@ class TabularNet(nn.Module):
         super().__init__()
         if embedding_dim < 1 or any(units < 1 for units in hidden) or not 0 <= dropout < 1:
             raise ConfigError(
-                "model.embedding_dim and each of model.hidden must be 1 or more, and model.dropout between 0 and 1, not "
-                f"{embedding_dim}, {list(hidden)} and {dropout}"
+                "model.embedding_dim and each of model.hidden must be 1 or more, and model.dropout between 0 and 1, "
+                f"not {embedding_dim}, {list(hidden)} and {dropout}"
             )
-        self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_dim) for size in spec.cardinalities)
-        for table in self.embeddings:
+        tables = [nn.Embedding(size, embedding_dim) for size in spec.cardinalities]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.1)
+        self.embeddings = nn.ModuleList(tables)
         self.num_columns = spec.num_columns
         self.piecewise = PiecewiseLinear(spec.edges)
         width = spec.num_numeric + self.piecewise.num_features + embedding_dim * len(spec.cardinalities)
@@ -95,9 +101,9 @@ class TabularNet(nn.Module):
     def new_rows(self, name: str, old: Tensor, count: int) -> Tensor | None:
         """Rows for parameter `name` when it grows by `count`.
 
-        A new category starts as the unknown one. The logit of a new class is the mean of the old ones, lowered so that by
-        Jensen's inequality all new classes together get `NEW_CLASSES_SHARE` of the probability at most: the old
-        classes keep their logits, and their probabilities but for that share.
+        A new category starts as the unknown one. The logit of a new class is the mean of the old ones, lowered so
+        that by Jensen's inequality all new classes together get `NEW_CLASSES_SHARE` of the probability at most: the
+        old classes keep their logits, and their probabilities but for that share.
         """
         if name.startswith("embeddings."):
             return old[UNKNOWN].expand(count, -1)

@@ -67,8 +67,7 @@ class Profile:
     def __add__(self, other: Profile) -> Profile:
         def merge(a: dict, b: dict) -> dict:
             return {
-                name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name))
-                for name in {**a, **b}
+                name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}
             }
 
         return Profile(
@@ -112,7 +111,5 @@ def profile_of(table: pa.Table) -> Profile:
             order = pc.sort_indices(found, [("count", "descending"), ("value", "ascending")])[:MAX_CATEGORIES]
             most = found.take(order)
             pairs = zip(most.column("value").to_pylist(), most.column("count").to_pylist(), strict=True)
-            categorical[name] = CategoricalProfile(
-                rows=len(column), nulls=column.null_count, counts=dict(pairs)
-            )
+            categorical[name] = CategoricalProfile(rows=len(column), nulls=column.null_count, counts=dict(pairs))
     return Profile(rows=table.num_rows, numeric=numeric, categorical=categorical)

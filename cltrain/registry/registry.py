@@ -65,7 +65,9 @@ class Registry:
         """All versions, oldest first."""
         with self.store.reading() as session:
             aliases = self._aliases(session)
-            rows = session.scalars(select(VersionRow).where(VersionRow.model == self.model).order_by(VersionRow.ordinal))
+            rows = session.scalars(
+                select(VersionRow).where(VersionRow.model == self.model).order_by(VersionRow.ordinal)
+            )
             return [_record(row, aliases) for row in rows]
 
     def version(self, name: str) -> VersionRecord:
@@ -184,7 +186,9 @@ class Registry:
             if champion == version:
                 return aliases[CHAMPION].epoch
             if expected is not None and champion != expected:
-                raise ConflictError(f"the champion of {self.model} is {champion}, not {expected}: somebody else moved it")
+                raise ConflictError(
+                    f"the champion of {self.model} is {champion}, not {expected}: somebody else moved it"
+                )
             epoch = (session.scalar(_epoch_query(self.model)) or 0) + 1
             if champion is not None:
                 self._move(session, aliases, PREVIOUS, champion, epoch, by, reason)
@@ -203,12 +207,21 @@ class Registry:
     def moves(self) -> list[Json]:
         """Every move of every alias, oldest first."""
         with self.store.reading() as session:
-            rows = session.scalars(select(AliasMoveRow).where(AliasMoveRow.model == self.model).order_by(AliasMoveRow.id))
+            rows = session.scalars(
+                select(AliasMoveRow).where(AliasMoveRow.model == self.model).order_by(AliasMoveRow.id)
+            )
             names = ("alias", "old", "new", "epoch", "at", "by", "reason")
             return [{name: to_json(getattr(row, name)) for name in names} for row in rows]
 
     def _move(
-        self, session: Session, aliases: dict[str, AliasRow], alias: str, new: str, epoch: int, by: str | None, reason: str
+        self,
+        session: Session,
+        aliases: dict[str, AliasRow],
+        alias: str,
+        new: str,
+        epoch: int,
+        by: str | None,
+        reason: str,
     ) -> None:
         row = aliases.get(alias)
         old = row.version if row else None
@@ -233,7 +246,9 @@ class Registry:
         return {row.alias: row for row in session.scalars(select(AliasRow).where(AliasRow.model == self.model))}
 
     def _version_of_state(self, session: Session, state: str) -> VersionRow:
-        found = session.scalars(select(VersionRow).where(VersionRow.model == self.model, VersionRow.state == state)).first()
+        found = session.scalars(
+            select(VersionRow).where(VersionRow.model == self.model, VersionRow.state == state)
+        ).first()
         if found is None:
             raise StoreError(f"the parent state {state} is no version of {self.model}")
         return found

@@ -34,7 +34,9 @@ class RoundLog:
                 return from_json(kind, row.record)
         record = produce()
         with self._store.writing() as session:
-            row = StageRow(model=self._model, round_index=index, stage=stage, record=to_json(record), at=datetime.now(UTC))
+            row = StageRow(
+                model=self._model, round_index=index, stage=stage, record=to_json(record), at=datetime.now(UTC)
+            )
             session.merge(row)
         return record
 

@@ -46,7 +46,9 @@ class Store:
         url = self.url
         if url is None:
             if "://" in self.root and not self.root.startswith("file://"):
-                raise ConfigError(f"store.root={self.root} is remote, so the database needs store.url=postgresql+psycopg://…")
+                raise ConfigError(
+                    f"store.root={self.root} is remote, so the database needs store.url=postgresql+psycopg://…"
+                )
             url = f"sqlite:///{self.storage.path(DATABASE)}"
         try:
             engine = create_engine(url, pool_pre_ping=True)

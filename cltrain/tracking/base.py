@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Told when the job starts, when a window is begun, when a round has ended and when the job ends. Does nothing itself."""
+    """Told when the job starts, when a window is begun, when a round has ended and when the job ends. Does nothing
+    itself."""
 
     def start(self, run: RunInfo, rounds: list[Round]) -> None:
         """The job starts; `rounds` were finished by an earlier run of it."""

@@ -14,8 +14,8 @@ Parameters = Mapping[str, Tensor]
 
 
 def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters of a model that is on its device. Weight decay is for matrices: it would pull the
-    embedding of a category that no row mentions towards 0, which is forgetting without evidence."""
+    """AdamW on the trainable parameters of a model that is on its device. Weight decay is for matrices: it would pull
+    the embedding of a category that no row mentions towards 0, which is forgetting without evidence."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.dim() >= 2 and id(p) not in tables]

@@ -70,8 +70,8 @@ def train_passes(
 
 @dataclass
 class Best:
-    """The best state of a model so far, by its loss on validation rows, of which `share` is this rank's part. The loss is
-    summed over the ranks, so that all of them decide alike."""
+    """The best state of a model so far, by its loss on validation rows, of which `share` is this rank's part. The
+    loss is summed over the ranks, so that all of them decide alike."""
 
     net: nn.Module
     optimizer: torch.optim.Optimizer

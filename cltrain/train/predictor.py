@@ -89,8 +89,8 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Scores:
-    """For N labelled rows, all (N,) float64: predictions (probability, value, or index of the likeliest class), target, and
-    losses in nats or squared units of the label."""
+    """For N labelled rows, all (N,) float64: predictions (probability, value, or index of the likeliest class),
+    target, and losses in nats or squared units of the label."""
 
     task: str
     predictions: np.ndarray

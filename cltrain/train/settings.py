@@ -23,8 +23,8 @@ class Training:
     learning_rate, weight_decay: of AdamW (Loshchilov and Hutter 2019); only matrices decay, not biases or embeddings.
     schedule: constant, or cosine down to 5 %. max_grad_norm: of the whole gradient, the penalty's part included.
     unknown_rate: share of categories that are hidden, so that the unknown one comes to mean "some category".
-    validation_share: of the rows, kept aside to stop early: the weights of the best pass are kept, and training ends after
-    `patience` passes without a better one (more where passes are short). 0 trains on all rows for all passes.
+    validation_share: of the rows, kept aside to stop early: the weights of the best pass are kept, and training ends
+    after `patience` passes without a better one (more where passes are short). 0 trains on all rows for all passes.
     """
 
     epochs: int = 1

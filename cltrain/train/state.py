@@ -108,7 +108,7 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
 
 
 def schema_from_json(value: Mapping[str, Any]) -> Schema:
-    columns = {k: tuple(v) if isinstance(v, list) else v for k, v in value["columns"].items()}
+    columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value["columns"].items()}
     return Schema(
         columns=Columns(**columns),
         features=tuple(Feature(**f) for f in value["features"]),

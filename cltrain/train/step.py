@@ -64,8 +64,8 @@ class Stepper:
 
 
 def hide_categories(rows: Batch, rate: float, generator: torch.Generator) -> Batch:
-    """The same rows with a random `rate` of their categories replaced by the unknown one, which thereby comes to mean "some
-    category"."""
+    """The same rows with a random `rate` of their categories replaced by the unknown one, which thereby comes to mean
+    "some category"."""
     categorical = rows.inputs.get("categorical")
     if categorical is None or not categorical.numel() or not rate:
         return rows

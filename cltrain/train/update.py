@@ -32,8 +32,8 @@ from cltrain.train.step import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """rows_trained counts every visit of a row that a gradient was taken of, rehearsed ones (`rows_replayed`) among them;
-    loss is the mean over all steps; seconds are of the wall."""
+    """rows_trained counts every visit of a row that a gradient was taken of, rehearsed ones (`rows_replayed`) among
+    them; loss is the mean over all steps; seconds are of the wall."""
 
     state: State
     rows_trained: int
@@ -56,7 +56,8 @@ def train_update(
     seed: int,
     engine: Plain,
 ) -> Trained:
-    """Train on the labelled `rows` once: from scratch without a parent, else from where the parent ended, with its optimizer.
+    """Train on the labelled `rows` once: from scratch without a parent, else from where the parent ended, with its
+    optimizer.
 
     The same arguments give the same bits on the same kind of device with the same number of threads; `parent` and the
     caller's random numbers are left alone. Raises `UpdateError` when there is no row to train on, when the parent
@@ -81,8 +82,8 @@ def train_update(
             net = build_model(model, encoder.spec)
             remembered = _continue_from(parent, net)
         batch = encoder(rows)
-        if parent is None and hasattr(net, "start_at"):
-            net.start_at(encoder.task, batch.target)
+        if parent is None and (start_at := getattr(net, "start_at", None)):
+            start_at(encoder.task, batch.target)
         stepper = Stepper(
             module=engine.wrap(net),
             parameters={name: p for name, p in net.named_parameters() if p.requires_grad},
@@ -127,7 +128,8 @@ def train_update(
 
 def _extended(encoder: Encoder, rows: pa.Table, schema: Schema) -> Encoder:
     have = {f.name for f in schema.features}
-    lacking = [c.name for c in (*encoder.numeric, *encoder.categorical) if c.name not in have]
+    wanted = [c.name for c in encoder.numeric] + [c.name for c in encoder.categorical]
+    lacking = [name for name in wanted if name not in have]
     if lacking:
         raise UpdateError(f"the rows lack {', '.join(lacking)}, which the parent was trained on: recalibrate")
     if schema.columns.task != encoder.task:
@@ -136,7 +138,8 @@ def _extended(encoder: Encoder, rows: pa.Table, schema: Schema) -> Encoder:
 
 
 def _continue_from(parent: State, net: nn.Module) -> MethodState:
-    """Load the parent's weights into `net`, and return what its method remembers, with rows for categories and classes that
+    """Load the parent's weights into `net`, and return what its method remembers, with rows for categories and
+    classes that
     are new: no importance, anchored where they start."""
     if not getattr(net, "supports_incremental", True):
         raise UpdateError(
@@ -154,8 +157,8 @@ def _continue_from(parent: State, net: nn.Module) -> MethodState:
 def _require_finite(parameters: Mapping[str, Tensor], loss: float, steps: int) -> None:
     if not math.isfinite(loss) or not all(bool(torch.isfinite(p).all()) for p in parameters.values()):
         raise UpdateError(
-            f"the loss or the weights are not finite after {steps} steps (mean loss {loss}): lower train.learning_rate, "
-            "and look for extreme labels"
+            f"the loss or the weights are not finite after {steps} steps (mean loss {loss}): lower "
+            "train.learning_rate, and look for extreme labels"
         )
 
 

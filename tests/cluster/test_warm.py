@@ -20,7 +20,7 @@ from cltrain.train.state import load_state
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture()
+@pytest.fixture
 def request_of(small: Callable[..., dict[str, Any]]) -> tuple[UpdateRequest, str]:
     """The request of a stateful update from version 1.0, and the root of its store."""
     settings = small("max_rounds=2", "window.bootstrap=2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,16 +32,16 @@ def test_files_are_found_at_any_depth_and_what_other_tools_leave_is_not_taken(wr
 
 
 def test_a_path_that_is_not_set_or_not_there_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data.path is not set"):
+    with pytest.raises(ConfigError, match=r"data.path is not set"):
         source("")
-    with pytest.raises(DataError, match="nowhere: there is no such folder or file"):
+    with pytest.raises(DataError, match=r"nowhere: there is no such folder or file"):
         source(tmp_path / "nowhere").files()
-    with pytest.raises(DataError, match="data.path=nosuch://bucket cannot be read"):
+    with pytest.raises(DataError, match=r"data.path=nosuch://bucket cannot be read"):
         source("nosuch://bucket").files()
 
 
 def test_an_empty_folder_says_what_is_there_instead(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the folder holds no .parquet file, but nothing at all"):
+    with pytest.raises(DataError, match=r"the folder holds no .parquet file, but nothing at all"):
         source(tmp_path).files()
     (tmp_path / "events.csv").write_text("a,b")
     with pytest.raises(DataError, match=r"no .parquet file, but 1 other file\(s\), such as events.csv"):
@@ -57,7 +58,7 @@ def test_folders_named_after_a_value_are_columns(write: Write) -> None:
         "x": 1.0,
         "region": "north sea",
         "shard": 7,
-        "day": __import__("datetime").date(2024, 1, 31),
+        "day": date(2024, 1, 31),
         "none": None,
     }
     assert made.schema(name) == batch.schema

@@ -124,7 +124,14 @@ def test_a_category_reads_the_same_from_every_type() -> None:
     assert texts(column([float("nan"), 1.5])).to_pylist() == [None, "1.5"]
 
 
-@given(st.one_of(st.booleans(), st.integers(-(2**53), 2**53), st.floats(-1e12, 1e12).map(lambda v: round(v, 3)), st.text()))
+@given(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**53), 2**53),
+        st.floats(-1e12, 1e12).map(lambda v: round(v, 3)),
+        st.text(),
+    )
+)
 def test_a_request_writes_a_value_as_the_log_does(value: Any) -> None:
     assert texts(column([value])).to_pylist() == [text_of(value)]
 
@@ -146,9 +153,21 @@ def test_binary_labels_are_zero_and_one_of_any_type() -> None:
 @pytest.mark.parametrize(
     ("values", "task", "message"),
     [
-        ([0, 1, 2], "binary", "data.label=y holds 2.0, but a binary label is 0 or 1: use data.task=multiclass"),
-        (["yes"], "binary", "data.label=y holds text such as 'yes', which is not binary: data.positive=VALUE"),
-        (["big"], "regression", "holds text such as 'big', which is not regression: data.task=multiclass fits"),
+        (
+            [0, 1, 2],
+            "binary",
+            "data.label=y holds 2.0, but a binary label is 0 or 1: use data.task=multiclass",
+        ),
+        (
+            ["yes"],
+            "binary",
+            "data.label=y holds text such as 'yes', which is not binary: data.positive=VALUE",
+        ),
+        (
+            ["big"],
+            "regression",
+            "holds text such as 'big', which is not regression: data.task=multiclass fits",
+        ),
         ([date(2013, 1, 1)], "binary", "data.label=y has type date32.*cannot be a label"),
     ],
 )

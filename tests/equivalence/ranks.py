@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tests.train.made import MODEL, events, tensors, update
 
 from cltrain.methods import EWC, Combined, Finetune, Method, Replay
 from cltrain.train.engines import DDP, Plain
 from cltrain.train.settings import Training
 from cltrain.train.update import Trained
+from tests.train.made import MODEL, events, tensors, update
 
 REPLAY, EWC_ = Replay(ratio=0.5), EWC(strength=50.0, fisher_rows=40)
 METHODS: dict[str, Method] = {
@@ -43,7 +43,9 @@ def report(trained: list[Trained]) -> list[dict[str, torch.Tensor]]:
     counts = [{"rows": t.rows_trained, "replayed": t.rows_replayed, "steps": t.steps, "loss": t.loss} for t in trained]
     ids = [t.state.method.memory.column("_event_id").to_pylist() if t.state.method.memory else [] for t in trained]
     return [
-        tensors(t.state) | {k: torch.tensor(v) for k, v in c.items()} | {"memory": torch.tensor([zlib.crc32(",".join(i).encode())])}
+        tensors(t.state)
+        | {k: torch.tensor(v) for k, v in c.items()}
+        | {"memory": torch.tensor([zlib.crc32(",".join(i).encode())])}
         for t, c, i in zip(trained, counts, ids, strict=True)
     ]
 

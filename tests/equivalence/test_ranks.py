@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tests.equivalence.ranks import METHODS, rank_main, report, run
 
 from cltrain.train.engines import Plain
+from tests.equivalence.ranks import METHODS, rank_main, report, run
 
 Reports = dict[int, list[dict[str, Any]]]
 CASES = {2: [*METHODS, "stopping", "few"], 3: ["replay_ewc", "few"]}
@@ -36,9 +36,9 @@ def test_ranks_match_one(reports: Reports, world: int, name: str) -> None:
             for key, value in ours.items():
                 relative = 1e-5 if key.startswith("fisher/") else 1e-4
                 error = (value - theirs[key]).abs().max().item() if value.numel() else 0.0
-                assert error <= relative * max(1.0 if key.startswith("weights/") else 0.0, theirs[key].abs().max().item()), (
-                    f"rank {rank} of {world}, {key}: {error}"
-                )
+                assert error <= relative * max(
+                    1.0 if key.startswith("weights/") else 0.0, theirs[key].abs().max().item()
+                ), f"rank {rank} of {world}, {key}: {error}"
 
 
 @pytest.mark.parametrize(("world", "name"), [(w, n) for w, names in CASES.items() for n in names])

@@ -29,7 +29,7 @@ def history(settings: dict[str, Any]) -> list[tuple[str, str, int]]:
     return [(v.version, v.weights_digest, v.challenger.rows_trained) for v in registry.versions()]
 
 
-@pytest.fixture()
+@pytest.fixture
 def undisturbed(small: Callable[..., dict[str, Any]], tmp_path: Path) -> list[tuple[str, str, int]]:
     settings = small(f"store.root={tmp_path / 'undisturbed'}", *SLOW_UPDATES)
     run_loop(settings)

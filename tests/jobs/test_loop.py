@@ -31,13 +31,13 @@ def weights(settings: dict[str, Any]) -> list[tuple[str, str]]:
 def test_the_loop_runs_window_after_window(small: Small, tmp_path: Path) -> None:
     settings = small("recalibrate.every=4", "window.bootstrap=2")
     summary = run_loop(settings)
-    assert summary["rounds"] == 7
+    assert summary["rounds"] == 8
     assert summary["champion"] in summary["versions"]
     assert {"1.0", "1.1", "2.0"} <= set(summary["versions"])
     assert summary["prequential"]["log_loss"] < summary["static"]["log_loss"], "the rule turns, so updates pay"
     assert summary["late_labels"] > 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
-    assert [line["index"] for line in lines] == list(range(8))
+    assert [line["index"] for line in lines] == list(range(9))
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     for v in versions(settings):
         assert (v.parent is None) == (v.kind == "stateless")
@@ -59,7 +59,9 @@ def test_no_row_is_trained_twice_on_one_line_and_none_is_lost(small: Small, tmp_
         arrived += read_rows(store.storage, r.observation.arrived.digest).column("_event_id").to_pylist()
     events = pq.read_table(tmp_path / "events")
     labelled = events.filter(events["clicked"].is_valid())
-    known = labelled.filter(pa.array(labelled["known"].to_numpy() < np.datetime64(rounds[-1].window.end.replace(tzinfo=None))))
+    known = labelled.filter(
+        pa.array(labelled["known"].to_numpy() < np.datetime64(rounds[-1].window.end.replace(tzinfo=None)))
+    )
     assert sorted(arrived) == sorted(known.column("id").to_pylist()), "every labelled row came to one round"
     held_out = [i for i in arrived if i not in set(ids)]
     assert 0.07 < len(held_out) / len(arrived) < 0.13
@@ -72,14 +74,18 @@ def test_the_same_command_again_changes_nothing_and_says_the_same(small: Small) 
 
 
 def test_two_runs_of_one_seed_give_the_same_bits_and_another_seed_does_not(small: Small, tmp_path: Path) -> None:
-    a, b, c = (small(f"store.root={tmp_path / name}", *more) for name, more in (("a", ()), ("b", ()), ("c", ("seed=1",))))
+    a, b, c = (
+        small(f"store.root={tmp_path / name}", *more) for name, more in (("a", ()), ("b", ()), ("c", ("seed=1",)))
+    )
     for settings in (a, b, c):
         run_loop(settings)
     assert weights(a) == weights(b)
     assert dict(weights(a))["1.0"] != dict(weights(c))["1.0"]
 
 
-@pytest.mark.parametrize("stage", ["observe", "decide", "update stateful", "weigh stateful", "judge stateful", "roll_out", "done"])
+@pytest.mark.parametrize(
+    "stage", ["observe", "decide", "update stateful", "weigh stateful", "judge stateful", "roll_out", "done"]
+)
 def test_a_crash_before_any_stage_is_made_good_by_the_same_command(
     small: Small, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +113,9 @@ def test_a_crash_before_any_stage_is_made_good_by_the_same_command(
 
 
 def test_a_rejected_window_is_offered_again(small: Small) -> None:
-    settings = small("max_rounds=4", "gate.margins={window: 0, past: 0}", "gate.floor=0", "gate.min_rows=1", "evaluate.level=0.0001")
+    settings = small(
+        "max_rounds=4", "gate.margins={window: 0, past: 0}", "gate.floor=0", "gate.min_rows=1", "evaluate.level=0.0001"
+    )
     run_loop(settings)
     rounds = RoundLog(open_store(settings), "default").finished()
     rejected = [r for r in rounds if r.status == "rejected"]
@@ -210,14 +218,16 @@ def test_a_corrupt_file_is_set_aside_and_named(small: Small, tmp_path: Path) -> 
         (["data.path=/nowhere"], "no such folder"),
         (["window.every=70d"], "do not fill two windows"),
         (["window.every=soon"], "is not a duration"),
-        (["method.parts.replay.ratio=-1"], "must be 0 or more"),
+        (["method.parts.replay.ratio=-1"], "between 0 and 100 replayed rows"),
         (["+method.parts.replay.rato=1"], "did you mean method.parts.replay.ratio"),
         (["gate.floor=high"], "gate.floor='high' must be a number"),
         (["model.name=a/b"], "without / and :"),
         (["model._target_=no.such.Net"], "cannot be imported"),
     ],
 )
-def test_bad_settings_end_with_one_clear_message(small: Small, tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_bad_settings_end_with_one_clear_message(
+    small: Small, tmp_path: Path, overrides: list[str], message: str
+) -> None:
     with pytest.raises(CltrainError, match=message.replace("(", r"\(")):
         run_loop(small(*overrides))
     assert not (tmp_path / "store" / "states").exists(), "nothing half-written"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -46,7 +48,7 @@ def test_parts_give_what_the_whole_gives(cuts: list[int], capacity: int, again: 
     """Whatever the parts and their order, and though some rows are offered twice."""
     memory = Reservoir(capacity_rows=capacity)
     edges = [0, *sorted(cuts), 300]
-    parts = [rows(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [rows(a, b) for a, b in pairwise(edges)]
     whole = memory.admit(None, rows(0, 300))
     assert whole.num_rows == min(capacity, 300)
     assert admitted(memory, [*parts, rows(again, again + 50)]).equals(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +39,7 @@ def register(registry: Registry, round_index: int, kind: Kind, parent: str | Non
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry(Store(root=str(tmp_path)), "ranker")
 
@@ -161,7 +162,7 @@ def test_two_processes_racing_for_an_alias_lose_no_move(registry: Registry) -> N
     assert [racer.exitcode for racer in racers] == [0, 0]
     moves = [m for m in registry.moves() if m["alias"] == "champion"]
     assert [m["epoch"] for m in moves] == list(range(1, len(moves) + 1)), "no epoch twice, none left out"
-    assert all(before["new"] == after["old"] for before, after in zip(moves, moves[1:], strict=False))
+    assert all(before["new"] == after["old"] for before, after in itertools.pairwise(moves))
     champion = registry.champion()
     assert champion is not None
     assert champion.version == moves[-1]["new"]

@@ -25,7 +25,11 @@ TRAINING = Training(batch_size=16, learning_rate=1e-2)
 
 
 def schema(task: str = "binary") -> Schema:
-    features = (Feature(name="x", kind="numeric"), Feature(name="z", kind="numeric"), Feature(name="shop", kind="categorical"))
+    features = (
+        Feature(name="x", kind="numeric"),
+        Feature(name="z", kind="numeric"),
+        Feature(name="shop", kind="categorical"),
+    )
     return Schema(columns=Columns(event_time="when", label="y", task=task), features=features)
 
 
@@ -95,7 +99,9 @@ def update(
 
 def tensors(state: State) -> dict[str, torch.Tensor]:
     """Every tensor of a state by one flat name."""
-    found = {f"weights/{n}": v for n, v in state.weights.items()} | {f"optimizer/{n}": v for n, v in state.optimizer.items()}
+    found = {f"weights/{n}": v for n, v in state.weights.items()} | {
+        f"optimizer/{n}": v for n, v in state.optimizer.items()
+    }
     for slot, named in state.method.tensors.items():
         found |= {f"{slot}/{n}": v for n, v in named.items()}
     return found

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.train.made import events, relabelled, update
 from torch import nn
 
 from cltrain.batch import Batch
@@ -17,6 +16,7 @@ from cltrain.train.optimizer import adamw
 from cltrain.train.passes import Best, train_passes
 from cltrain.train.settings import MAX_EPOCHS, Recalibrate, Training
 from cltrain.train.step import Stepper, hide_categories
+from tests.train.made import events, relabelled, update
 
 
 class Watched(nn.Module):
@@ -174,4 +174,3 @@ def test_weights_count() -> None:
         loss, _ = stepper.step(batch, 3, torch.arange(3))
         gradients.append((loss.item(), model.linear.weight.grad.item()))
     assert gradients[0] == pytest.approx(gradients[1])
-

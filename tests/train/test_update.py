@@ -12,20 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.train.made import MODEL, assert_same, events, relabelled, schema, tensors, update
 from torch import nn
 
-from cltrain.batch import Batch
 from cltrain.errors import UpdateError
 from cltrain.evaluate.metrics import MetricSums
-from cltrain.methods import EWC, Combined, Finetune, Replay
 from cltrain.memory import Reservoir
+from cltrain.methods import EWC, Combined, Finetune, Replay
 from cltrain.records import LABEL
 from cltrain.storage import Storage
 from cltrain.task import predictions
 from cltrain.train.predictor import Predictor
 from cltrain.train.settings import Training
 from cltrain.train.state import State, load_state, save_state
+from tests.train.made import MODEL, assert_same, events, relabelled, schema, tensors, update
 
 BOTH = Combined(parts={"replay": Replay(), "ewc": EWC(fisher_rows=50)})
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,8 +277,3 @@ class Tied(nn.Module):
 
     def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
         return self.out(self.b(self.a(numeric)))
-
-
-def test_a_batch_is_taken_in_the_order_of_the_index() -> None:
-    batch = Batch({"x": torch.arange(6.0).reshape(3, 2)}, torch.arange(3), torch.ones(3))
-    assert batch.take(torch.tensor([2, 0, 2])).inputs["x"].tolist() == [[4, 5], [0, 1], [4, 5]]
