@@ -90,7 +90,7 @@ def test_bounds_and_margins() -> None:
     both = (comparison(-0.1, 0.01), comparison(0.1, 0.01, name="past"))
     verdict = judge(*both)
     assert not verdict.accepted
-    assert verdict.score == pytest.approx(0.0)
+    assert verdict.score == pytest.approx(-0.1), "the new window ranks"
     assert [r.split(":")[0] for r in verdict.reasons] == ["window", "past"]
 
 

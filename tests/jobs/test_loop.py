@@ -218,7 +218,7 @@ def test_a_corrupt_file_is_set_aside_and_named(small: Small, tmp_path: Path) -> 
         (["data.path=/nowhere"], "no such folder"),
         (["window.every=70d"], "do not fill two windows"),
         (["window.every=soon"], "is not a duration"),
-        (["method.parts.replay.ratio=-1"], "between 0 and 100 replayed rows"),
+        (["method.parts.replay.ratio=-1"], "must be 0 or more replayed rows"),
         (["+method.parts.replay.rato=1"], "did you mean method.parts.replay.ratio"),
         (["gate.floor=high"], "gate.floor='high' must be a number"),
         (["model.name=a/b"], "without / and :"),
