@@ -193,14 +193,14 @@ class Loop:
             task=self.log.source.columns.task,
             settings={key: self.settings[key] for key in ("model", "method", "train")},
         )
-        challenger = once(f"update {kind}", Challenger, lambda: self.runner.update(request))
+        challenger = once(f"update {kind}", Challenger, lambda: self._update(request))
         card = once(
             f"weigh {kind}",
             ReportCard,
             lambda: self._weigh(challenger, champion, watch.held_out(window.index, seen), window),
         )
         verdict = once(f"judge {kind}", Verdict, lambda: self.gate.judge(card))
-        return self.registry.register(
+        version = self.registry.register(
             challenger,
             card,
             verdict,
@@ -209,6 +209,13 @@ class Loop:
             compared_to=champion.version if champion else None,
             settings=self.settings,
         )
+        if kind == "stateless":  # its rows are the whole history, again and again
+            self.snapshots.forget(snapshot)
+        return version
+
+    def _update(self, request: UpdateRequest) -> Challenger:
+        self.snapshots.table(request.snapshot)  # decoded for the workers, should the cache be gone
+        return self.runner.update(request)
 
     def _weigh(
         self,

@@ -118,6 +118,11 @@ class Storage:
                 raise StoreError(f"cannot copy {self.path(name)} to {copy.parent}: {error}") from error
         return copy
 
+    def delete(self, name: str) -> None:
+        """Remove a blob, if it is there."""
+        if self.exists(name):
+            self._fs.delete_file(self.path(name))
+
     def names(self, prefix: str) -> list[str]:
         """Names of all files below `prefix`, sorted."""
         selector = fs.FileSelector(self.path(prefix), recursive=True, allow_not_found=True)

@@ -18,14 +18,15 @@ for name in ("CACHE", "DATA", "CONFIG"):
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A Ray of two CPUs, started as the jobs start it."""
+def ray_session() -> Iterator[str]:
+    """A Ray of two CPUs, started as the jobs start it; the address of its dashboard."""
     import ray
 
     from cltrain.cluster import Cluster
 
-    with Cluster(workers=1, num_cpus=2, dashboard=False).session(True, {"job": "tests"}):
-        yield
+    with Cluster(workers=1, num_cpus=2).session(True, {"job": "tests"}) as dashboard:
+        assert dashboard is not None
+        yield dashboard
     assert not ray.is_initialized()
 
 
@@ -72,6 +73,22 @@ def small(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> Callabl
         ) | {"run_dir": str(tmp_path / "run")}
 
     return resolve
+
+
+@pytest.fixture(scope="session")
+def event_ids() -> Callable[..., list[str]]:
+    """Ids of the rows of a snapshot, decoded again if need be."""
+    from cltrain.assemble import open_store
+    from cltrain.config import build
+    from cltrain.data.event_log import EventLog
+    from cltrain.data.snapshot import Snapshots
+
+    def ids(settings: dict[str, Any], snapshot: Any) -> list[str]:
+        log = EventLog(build(settings["data"], "data"))
+        snapshots = Snapshots(log, open_store(settings).storage, build(settings["snapshot"], "snapshot"))
+        return snapshots.table(snapshot).column("_event_id").to_pylist()
+
+    return ids
 
 
 def write_table(folder: Path, weeks: int = 10, rows_a_day: int = 60, seed: int = 0) -> pa.Table:

@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cltrain.errors import CltrainError, ClusterError
 from cltrain.storage import digest_json
 
-EXCLUDED = [".git", ".venv", "store", "datasets", "outputs", "**/__pycache__", "tests", "docs"]
+EXCLUDED = ["/.git", "/.venv", "/store", "/datasets", "/outputs", "/tests", "/docs", "__pycache__"]
 
 
 def submission_id(job: str, overrides: list[str]) -> str:
@@ -27,6 +28,10 @@ def submit(job: str, overrides: list[str], address: str, folder: Path, wait: boo
     if not (folder / "jobs" / f"{job}.py").exists():
         have = ", ".join(sorted(p.stem for p in (folder / "jobs").glob("[a-z]*.py") if p.stem != "entry"))
         raise ClusterError(f"there is no job {job!r}; there are: {have}")
+    if not any(override.startswith("store.root=") for override in overrides):
+        raise ClusterError(
+            "a submitted job works in a copy of this folder, so it needs store.root=FOLDER_OR_URI that outlives it"
+        )
     try:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
@@ -37,7 +42,7 @@ def submit(job: str, overrides: list[str], address: str, folder: Path, wait: boo
         client.delete_job(name)  # the same command goes on from its store
     if name not in known or known[name] in (JobStatus.FAILED, JobStatus.STOPPED):
         client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", f"jobs.{job}", *overrides]),
+            entrypoint=shlex.join([_python(address), "-m", f"jobs.{job}", *overrides]),
             submission_id=name,
             metadata={"project": "cltrain", "job": job},
             runtime_env={"working_dir": str(folder), "excludes": EXCLUDED},
@@ -47,6 +52,12 @@ def submit(job: str, overrides: list[str], address: str, folder: Path, wait: boo
         if (status := client.get_job_status(name)) != JobStatus.SUCCEEDED:
             raise ClusterError(f"{name} ended as {status}: {client.get_job_info(name).message}")
     return name
+
+
+def _python(address: str) -> str:
+    """The interpreter there: this one on this machine, else the one in the cluster's PATH."""
+    here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")
+    return sys.executable if here else "python"
 
 
 async def _follow(client: JobSubmissionClient, name: str) -> None:

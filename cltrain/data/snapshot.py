@@ -211,6 +211,10 @@ class Snapshots:
         self.rebuild(snapshot.digest)
         return read_rows(self._storage, snapshot.digest)
 
+    def forget(self, snapshot: Snapshot) -> None:
+        """Drop its decoded rows; the manifest stays, and `table` decodes them again."""
+        self._storage.delete(cache_name(snapshot.digest))
+
     def rebuild(self, digest: str) -> None:
         """Decode a snapshot again from its manifest, unless its rows are in the cache."""
         name = f"snapshots/{digest}.json"

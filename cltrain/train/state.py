@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from cltrain.data.schema import Columns, Feature, Schema
 from cltrain.errors import DigestError
 from cltrain.methods import MethodState
 from cltrain.records import Cursor, from_json, to_json
-from cltrain.storage import Storage, digest_bytes, digest_json, read_arrow, write_arrow
+from cltrain.storage import Storage, digest_bytes, digest_json, read_arrow
 
 FORMAT = 1
 
@@ -53,7 +54,7 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
     if state.method.memory is not None:
         name = f"{prefix}/memory.arrow"
         with storage.writing(name) as path:
-            write_arrow(path, state.method.memory)
+            _write_memory(path, state.method.memory)
             files["memory.arrow"] = digest_bytes(path.read_bytes())
     storage.write_json(
         f"{prefix}/state.json",
@@ -68,6 +69,13 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
         },
     )
     return files["weights.safetensors"]
+
+
+def _write_memory(path: Path, memory: pa.Table) -> None:
+    """Compressed: most of a memory is that of the version before, and every version has its own."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, memory.schema, options=options) as writer:
+        writer.write_table(memory)
 
 
 def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> State:

@@ -16,21 +16,21 @@ from typing import Any
 import pytest
 
 from cltrain.assemble import open_store, run_loop
-from cltrain.data.snapshot import read_rows
 from cltrain.registry import Registry
 
+History = list[tuple[str, str, int]]
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 SLOW_UPDATES = ["max_rounds=4", "train.stateful.epochs=150", "method=replay", "window.bootstrap=2"]
 
 
-def history(settings: dict[str, Any]) -> list[tuple[str, str, int]]:
+def history(settings: dict[str, Any]) -> History:
     registry = Registry(open_store(settings), "default")
     return [(v.version, v.weights_digest, v.challenger.rows_trained) for v in registry.versions()]
 
 
 @pytest.fixture
-def undisturbed(small: Callable[..., dict[str, Any]], tmp_path: Path) -> list[tuple[str, str, int]]:
+def undisturbed(small: Callable[..., dict[str, Any]], tmp_path: Path) -> History:
     settings = small(f"store.root={tmp_path / 'undisturbed'}", *SLOW_UPDATES)
     run_loop(settings)
     return history(settings)
@@ -116,16 +116,16 @@ def _read(path: Path) -> bytes:
         return b") 0 0"
 
 
-def assert_each_window_once(settings: dict[str, Any]) -> None:
+def assert_each_window_once(settings: dict[str, Any], event_ids: Callable[..., list[str]]) -> None:
     store = open_store(settings)
     ids: list[str] = []
     for v in Registry(store, "default").lineage("champion"):
-        ids += read_rows(store.storage, v.snapshot_digest).column("_event_id").to_pylist()
+        ids += event_ids(settings, v.challenger.snapshot)
     assert len(ids) == len(set(ids))
 
 
 def test_a_killed_worker_is_replaced_and_its_update_done_again(
-    small: Callable[..., dict[str, Any]], tmp_path: Path, undisturbed: list[tuple[str, str, int]]
+    small: Callable[..., dict[str, Any]], tmp_path: Path, undisturbed: History, event_ids: Callable[..., list[str]]
 ) -> None:
     settings = small(*SLOW_UPDATES)
     job = Job(tmp_path)
@@ -135,11 +135,11 @@ def test_a_killed_worker_is_replaced_and_its_update_done_again(
     os.kill(killed[0], signal.SIGKILL)
     assert job.finish().splitlines()[-1].endswith("summary.json")
     assert history(settings) == undisturbed, "the same bits, as if nothing had happened, and as without Ray"
-    assert_each_window_once(settings)
+    assert_each_window_once(settings, event_ids)
 
 
 def test_a_killed_driver_goes_on_where_it_stopped(
-    small: Callable[..., dict[str, Any]], tmp_path: Path, undisturbed: list[tuple[str, str, int]]
+    small: Callable[..., dict[str, Any]], tmp_path: Path, undisturbed: History, event_ids: Callable[..., list[str]]
 ) -> None:
     settings = small(*SLOW_UPDATES)
     job = Job(tmp_path)
@@ -149,4 +149,4 @@ def test_a_killed_driver_goes_on_where_it_stopped(
     assert len(history(settings)) == 2
     Job(tmp_path).finish()
     assert history(settings) == undisturbed
-    assert_each_window_once(settings)
+    assert_each_window_once(settings, event_ids)

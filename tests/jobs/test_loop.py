@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from cltrain.assemble import open_store, run_by_hand, run_evaluation, run_loop
-from cltrain.data.snapshot import read_rows
 from cltrain.errors import CltrainError
 from cltrain.registry import Registry, RoundLog, VersionRecord
 
@@ -44,19 +43,21 @@ def test_the_loop_runs_window_after_window(small: Small, tmp_path: Path) -> None
         assert (tmp_path / "store" / "snapshots" / f"{v.snapshot_digest}.json").exists()
 
 
-def test_no_row_is_trained_twice_on_one_line_and_none_is_lost(small: Small, tmp_path: Path) -> None:
+def test_no_row_is_trained_twice_on_one_line_and_none_is_lost(
+    small: Small, tmp_path: Path, event_ids: Callable[..., list[str]]
+) -> None:
     settings = small("recalibrate.every=null", "window.bootstrap=2", "gate.floor=10")
     run_loop(settings)
     store = open_store(settings)
     ids: list[str] = []
     for v in versions(settings):
         assert v.kind == "stateless" or v.verdict.accepted
-        ids += read_rows(store.storage, v.snapshot_digest).column("_event_id").to_pylist()
+        ids += event_ids(settings, v.challenger.snapshot)
     assert len(ids) == len(set(ids)), "each row once"
     arrived: list[str] = []
     rounds = RoundLog(store, "default").finished()
     for r in rounds:
-        arrived += read_rows(store.storage, r.observation.arrived.digest).column("_event_id").to_pylist()
+        arrived += event_ids(settings, r.observation.arrived)
     events = pq.read_table(tmp_path / "events")
     labelled = events.filter(events["clicked"].is_valid())
     known = labelled.filter(
