@@ -1,4 +1,4 @@
-"""What a step costs beside a hand-written loop of the same method: `python -m benchmarks.step [cpu|cuda]`.
+"""What a step costs beside a hand-written loop of the same method: `python benchmarks/run.py step`.
 
 The model is an MLP 784-100-10 on 2,048 rows of noise (the cost does not depend on them), with AdamW and a clipped
 gradient. The bare loops below do what a careful engineer would write for one method and one process, on tensors in
@@ -8,7 +8,6 @@ times, above 1 where ours is faster.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -138,9 +137,3 @@ def run(device: str = "cpu") -> list[dict[str, Any]]:
         return found
     finally:
         torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    for row in run(*sys.argv[1:2]):
-        low, high = row["spread"]
-        print(f"{row['name']:28} {row['ratio']:.2f} ({low:.2f} to {high:.2f})  {row['rows_per_s']:>10,.0f} rows/s")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -103,7 +105,11 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
     serving, cluster = parts["serve"], parts["cluster"]
     about = {"job": settings["name"], "model": name, "store": info.store}
     serving.check()
-    with cluster.session(serving.needs_ray, about) as dashboard, cluster.runner(store) as runner:
+    with (
+        contextlib.ExitStack() as last,
+        cluster.session(serving.needs_ray, about) as dashboard,
+        cluster.runner(store) as runner,
+    ):
         if dashboard:
             log.warning("Ray dashboard: %s", dashboard)
         serving.start(store, name)
@@ -131,6 +137,7 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
                 info,
             )
         finally:
+            last.enter_context(contextlib.redirect_stdout(io.StringIO()))  # Ray prints there when actors go
             serving.stop()
 
 

@@ -5,32 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from cltrain.errors import DigestError, StoreError
+from cltrain.errors import ConfigError, DigestError, StoreError
 
 _CHUNK = 1 << 20
+_PASSWORD = re.compile(r"s3://[^/@]*:[^@]*@|[^/]*://[^/@]*:[^/@]*@")  # secrets of S3 may hold a slash
 
 
 class Storage:
     """Blobs named by a path below `root`, which is a folder or a URI such as `s3://bucket/prefix`.
 
-    Local files are written beside their place, synced and renamed; object stores put whole objects.
+    Local files are written beside their place, synced and renamed; object stores put whole objects. What a URI says
+    after `?` goes to the object store's client; keys come from the environment.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = str(root)
         if "://" in self.root:
             try:
-                self._fs, self._base = fs.FileSystem.from_uri(self.root)
+                self._fs, self._base = filesystem_of(self.root, "store.root")
             except (OSError, pa.ArrowException) as error:
                 raise StoreError(f"store.root={self.root} cannot be used: {error}") from error
         else:
@@ -42,6 +46,13 @@ class Storage:
 
     def path(self, name: str) -> str:
         return f"{self._base}/{name}" if name else self._base
+
+    def uri(self, name: str) -> str:
+        """`name` as others would open it: a path, or a URI with whatever `root` says after `?`."""
+        if "://" not in self.root:
+            return self.path(name)
+        place, mark, options = self.root.partition("?")
+        return f"{place.rstrip('/')}/{quote(name)}{mark}{options}"
 
     def exists(self, name: str) -> bool:
         return self._info(name).type != fs.FileType.NotFound
@@ -99,34 +110,61 @@ class Storage:
 
     def local_copy(self, name: str, cache: Path | None = None) -> Path:
         """A path on this machine that holds the blob, so that it can be memory-mapped."""
-        info = self._info(name)
-        if info.type == fs.FileType.NotFound:
-            raise StoreError(f"{self.path(name)} is not there")
         if self.is_local:
+            if not self.exists(name):
+                raise StoreError(f"{self.path(name)} is not there")
             return Path(self.path(name))
-        identity = f"{self.root}/{name}/{info.size}/{info.mtime_ns}"
-        key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-        copy = (cache or Path(os.environ.get("TMPDIR", "/tmp")) / "cltrain-blobs") / key
-        if not copy.exists():
-            try:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                part = copy.with_name(f".{key}.{uuid.uuid4().hex}")
-                with self._fs.open_input_stream(self.path(name)) as source, open(part, "wb") as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK)
-                os.replace(part, copy)
-            except OSError as error:
-                raise StoreError(f"cannot copy {self.path(name)} to {copy.parent}: {error}") from error
+        copies = cache or _copies_folder()
+        try:
+            with self._fs.open_input_stream(self.path(name)) as source:
+                copy = copies / f"{self._copy_key(name)}-{self._identity(source, name)}"
+                if not copy.exists():
+                    copies.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    part = copies / f".{copy.name}.{uuid.uuid4().hex}"
+                    try:
+                        with open(part, "wb") as sink:
+                            shutil.copyfileobj(source, sink, _CHUNK)
+                        os.replace(part, copy)
+                    finally:
+                        part.unlink(missing_ok=True)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path(name)} is not there") from error
+        except OSError as error:
+            raise StoreError(f"cannot copy {self.path(name)} to {copies}: {error}") from error
         return copy
 
+    def _copy_key(self, name: str) -> str:
+        return hashlib.blake2b(f"{self.root}/{name}".encode(), digest_size=16).hexdigest()
+
+    def _identity(self, source: pa.NativeFile, name: str) -> str:
+        # The ETag, since S3 knows times of change to the second only: a blob may be replaced by one of its size in one.
+        about = source.metadata() or {}
+        tag = about.get(b"ETag") or about.get("ETag")
+        if not tag:
+            info = self._info(name)
+            tag = f"{info.size}/{info.mtime_ns}"
+        return hashlib.blake2b(tag if isinstance(tag, bytes) else tag.encode(), digest_size=16).hexdigest()
+
     def delete(self, name: str) -> None:
-        """Remove a blob, if it is there."""
-        if self.exists(name):
-            self._fs.delete_file(self.path(name))
+        """Remove a blob and this machine's copies of it, if they are there."""
+        try:
+            if self.exists(name):
+                self._fs.delete_file(self.path(name))
+        except FileNotFoundError:
+            pass  # another process was first
+        except OSError as error:
+            raise StoreError(f"cannot delete {self.path(name)}: {error}") from error
+        if not self.is_local:
+            for copy in _copies_folder().glob(f"{self._copy_key(name)}-*"):
+                copy.unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
         """Names of all files below `prefix`, sorted."""
         selector = fs.FileSelector(self.path(prefix), recursive=True, allow_not_found=True)
-        found = (info.path for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+        try:
+            found = [info.path for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File]
+        except OSError as error:
+            raise StoreError(f"cannot list {self.path(prefix)}: {error}") from error
         return sorted(path[len(self._base) + 1 :] for path in found)
 
     def check(self, name: str, digest: str) -> None:
@@ -146,6 +184,18 @@ class Storage:
             pass  # another process that checks at the same time has deleted it
         except (StoreError, OSError) as error:
             raise StoreError(f"store.root={self.root} is not writable: {error}; pass store.root=FOLDER") from error
+
+
+def filesystem_of(uri: str, setting: str) -> tuple[fs.FileSystem, str]:
+    """What reads a URI, and the path in it without what follows `?`. Raises `ConfigError` for a URI that holds a
+    password, since URIs are written to settings, logs and reports, and what pyarrow raises for others it cannot use."""
+    if _PASSWORD.match(uri):
+        raise ConfigError(
+            f"{setting}={uri.partition('://')[0]}://… holds a password, which would be seen wherever the URI is written:"
+            " take it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what your object store reads)"
+        )
+    filesystem, base = fs.FileSystem.from_uri(uri)
+    return filesystem, base.rstrip("/") or base
 
 
 def canonical_json(value: Any) -> bytes:
@@ -183,6 +233,11 @@ def read_arrow(path: str | os.PathLike[str]) -> pa.Table:
     """Memory-map an Arrow IPC file: columns are views of the page cache."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def _copies_folder() -> Path:
+    """Of one user: another one's files are not to be trusted."""
+    return Path(os.environ.get("TMPDIR", "/tmp"), f"cltrain-blobs-{os.getuid()}")
 
 
 def _sync_folder(folder: str) -> None:

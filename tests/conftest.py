@@ -122,3 +122,42 @@ def write_table(folder: Path, weeks: int = 10, rows_a_day: int = 60, seed: int =
         pq.write_table(table, folder / f"day-{day:03d}.parquet")
         tables.append(table)
     return pa.concat_tables(tables)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    from tests import servers
+
+    with servers.postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """SQLAlchemy URL of a new database on a PostgreSQL that runs."""
+    from tests import servers
+
+    with servers.database_of(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    from tests import servers
+
+    with servers.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """URI of an empty folder in an S3 that runs; its address and keys are in the environment, as users have them."""
+    from tests import servers
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", servers.KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    return f"s3://cltrain/{tmp_path.name}"

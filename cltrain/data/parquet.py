@@ -7,6 +7,7 @@ import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from pyarrow import fs
 
 from cltrain.data.schema import Columns
 from cltrain.errors import ConfigError, DataError
+from cltrain.storage import filesystem_of
 
 BATCH_ROWS = 65_536
 BUFFER_BYTES = 1 << 20
@@ -46,7 +48,7 @@ class ParquetSource(Columns):
         """Paths relative to `path`, sorted; `""` where `path` is itself a file. Raises `DataError` that says what is
         there instead."""
         try:
-            filesystem, base = self._root()
+            filesystem, base = self._root
             info = filesystem.get_file_info(base)
             if info.type == fs.FileType.NotFound:
                 raise DataError(f"data.path={self.path}: there is no such folder or file")
@@ -63,7 +65,7 @@ class ParquetSource(Columns):
         return parquet
 
     def locate(self, name: str) -> tuple[fs.FileSystem, str]:
-        filesystem, base = self._root()
+        filesystem, base = self._root
         return filesystem, f"{base}/{name}" if name else base
 
     def schema(self, name: str) -> pa.Schema:
@@ -95,10 +97,10 @@ class ParquetSource(Columns):
                             batch = batch.append_column(column, pa.repeat(value, batch.num_rows))
                         yield part, batch
 
+    @cached_property
     def _root(self) -> tuple[fs.FileSystem, str]:
         if "://" in self.path:
-            filesystem, base = fs.FileSystem.from_uri(self.path)
-            return filesystem, base.rstrip("/")
+            return filesystem_of(self.path, "data.path")
         return fs.LocalFileSystem(), str(Path(self.path).expanduser().absolute())
 
 

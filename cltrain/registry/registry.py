@@ -181,28 +181,20 @@ class Registry:
         with self.store.writing() as session:
             aliases = self._aliases(session)
             champion = aliases[CHAMPION].version if CHAMPION in aliases else None
-            if session.get(VersionRow, (self.model, version)) is None:
-                raise StoreError(f"{self.model} has no version {version}: see `cltrain versions`")
-            if champion == version:
-                return aliases[CHAMPION].epoch
-            if expected is not None and champion != expected:
+            if expected is not None and champion not in (version, expected):
                 raise ConflictError(
                     f"the champion of {self.model} is {champion}, not {expected}: somebody else moved it"
                 )
-            epoch = (session.scalar(_epoch_query(self.model)) or 0) + 1
-            if champion is not None:
-                self._move(session, aliases, PREVIOUS, champion, epoch, by, reason)
-            self._move(session, aliases, CHAMPION, version, epoch, by, reason)
-            return epoch
+            return self._promote(session, aliases, version, by, reason)
 
     def rollback(self, *, by: str | None = None, reason: str) -> tuple[str, int]:
         """Make `previous` the champion again; returns it and the new epoch. The next update continues from it."""
-        with self.store.reading() as session:
+        with self.store.writing() as session:
             aliases = self._aliases(session)
             if PREVIOUS not in aliases:
                 raise StoreError(f"{self.model} has no previous champion to go back to")
             previous = aliases[PREVIOUS].version
-        return previous, self.promote(previous, by=by, reason=reason)
+            return previous, self._promote(session, aliases, previous, by, reason)
 
     def moves(self) -> list[Json]:
         """Every move of every alias, oldest first."""
@@ -212,6 +204,20 @@ class Registry:
             )
             names = ("alias", "old", "new", "epoch", "at", "by", "reason")
             return [{name: to_json(getattr(row, name)) for name in names} for row in rows]
+
+    def _promote(
+        self, session: Session, aliases: dict[str, AliasRow], version: str, by: str | None, reason: str
+    ) -> int:
+        if session.get(VersionRow, (self.model, version)) is None:
+            raise StoreError(f"{self.model} has no version {version}: see `cltrain versions`")
+        champion = aliases.get(CHAMPION)
+        if champion is not None and champion.version == version:
+            return champion.epoch
+        epoch = (session.scalar(_epoch_query(self.model)) or 0) + 1
+        if champion is not None:
+            self._move(session, aliases, PREVIOUS, champion.version, epoch, by, reason)
+        self._move(session, aliases, CHAMPION, version, epoch, by, reason)
+        return epoch
 
     def _move(
         self,
@@ -264,7 +270,7 @@ class Registry:
 def models(store: Store) -> list[str]:
     """Names of all models in a store, sorted."""
     with store.reading() as session:
-        return list(session.scalars(select(VersionRow.model).distinct().order_by(VersionRow.model)))
+        return sorted(session.scalars(select(VersionRow.model).distinct()))
 
 
 def _epoch_query(model: str) -> Any:

@@ -1,4 +1,4 @@
-"""Versions, aliases and rounds, on SQLite."""
+"""Versions, aliases and rounds, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def register(registry: Registry, round_index: int, kind: Kind, parent: str | Non
     )
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(Store(root=str(tmp_path)), "ranker")
+@pytest.fixture(params=["sqlite", "postgres"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else None
+    return Registry(Store(root=str(tmp_path), url=url), "ranker")
 
 
 def test_stateless_starts_a_major_and_stateful_adds_a_minor(registry: Registry) -> None:
@@ -122,7 +123,9 @@ def test_a_stage_runs_once_and_its_record_is_read_back(registry: Registry) -> No
         return Decision(fire=True, reason="now", evidence={"rows": 3})
 
     first = rounds.once(4, "decide", Decision, decide)
-    again = RoundLog(Store(root=registry.store.root), "ranker").once(4, "decide", Decision, decide)
+    again = RoundLog(Store(root=registry.store.root, url=registry.store.url), "ranker").once(
+        4, "decide", Decision, decide
+    )
     assert first == again == Decision(fire=True, reason="now", evidence={"rows": 3})
     assert calls == [1]
 
@@ -144,8 +147,8 @@ def test_rounds_by_hand_count_down_and_an_unfinished_one_is_taken_up(registry: R
     assert rounds.finished() == []
 
 
-def _race(root: str, name: str, turns: int) -> None:
-    registry = Registry(Store(root=root), "ranker")
+def _race(root: str, url: str | None, name: str, turns: int) -> None:
+    registry = Registry(Store(root=root, url=url), "ranker")
     for turn in range(turns):
         registry.promote(f"{1 + turn % 3}.0", by=name, reason=f"{turn}")
 
@@ -154,7 +157,8 @@ def test_two_processes_racing_for_an_alias_lose_no_move(registry: Registry) -> N
     for round_index in range(3):
         register(registry, round_index, "stateless")
     context = multiprocessing.get_context("spawn")
-    racers = [context.Process(target=_race, args=(registry.store.root, name, 60)) for name in ("ann", "bob")]
+    where = registry.store.root, registry.store.url
+    racers = [context.Process(target=_race, args=(*where, name, 60)) for name in ("ann", "bob")]
     for racer in racers:
         racer.start()
     for racer in racers:
