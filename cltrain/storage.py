@@ -191,8 +191,8 @@ def filesystem_of(uri: str, setting: str) -> tuple[fs.FileSystem, str]:
     password, since URIs are written to settings, logs and reports, and what pyarrow raises for others it cannot use."""
     if _PASSWORD.match(uri):
         raise ConfigError(
-            f"{setting}={uri.partition('://')[0]}://… holds a password, which would be seen wherever the URI is written:"
-            " take it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what your object store reads)"
+            f"{setting}={uri.partition('://')[0]}://… holds a password, which would be seen wherever the URI is"
+            " written: take it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
         )
     filesystem, base = fs.FileSystem.from_uri(uri)
     return filesystem, base.rstrip("/") or base

@@ -20,6 +20,8 @@ from cltrain.registry import Store
 from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
 from serve.traffic import Traffic, sample_rows, summarise
 
+PORT_WAIT_S = 5.0
+
 
 @dataclass(kw_only=True)
 class LocalServing:
@@ -79,8 +81,19 @@ class LocalServing:
         return asdict(settings)
 
     def check(self) -> None:
-        """Raise `ServingError` when the port is taken, before anything is started."""
-        free_port(self.host, self.port)
+        """Raise `ServingError` when the port is taken, before anything is started.
+
+        A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for it.
+        """
+        deadline = time.monotonic() + PORT_WAIT_S
+        while True:
+            try:
+                free_port(self.host, self.port)
+                return
+            except ServingError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def start(self, store: Store, model: str) -> None:
         """Start the application for the champion of `model`, now or as soon as there is one. Ray must be initialised.

@@ -121,7 +121,7 @@ def test_a_uri_with_a_password_is_refused_without_showing_it(key: str) -> None:
     for use in (lambda: Storage(uri), lambda: ParquetSource(path=uri, event_time="t", label="y").files()):
         with pytest.raises(ConfigError, match=r"s3://… holds a password.*AWS_SECRET_ACCESS_KEY") as error:
             use()
-        assert "pa" not in str(error.value).split("://", 1)[1].split("holds")[0]
+        assert "AKIA" not in str(error.value)
 
 
 def test_a_job_with_everything_remote_makes_the_versions_of_a_local_one(
@@ -131,7 +131,7 @@ def test_a_job_with_everything_remote_makes_the_versions_of_a_local_one(
     put(tmp_path / "events", f"{s3}/events")
     root = f"{s3}/store"
     local = small("max_rounds=4")
-    remote = small("max_rounds=4", f"data.path={s3}/events", f"store.root={root}", f"store.url={postgres_url}")
+    remote = small("max_rounds=4", f"data.path={s3}/events", f"store.root={root}", f"store.url='{postgres_url}'")
     expected = run_loop(local)
     first = run_loop(remote)
     assert first == run_loop(remote), "the same command again changes nothing"
