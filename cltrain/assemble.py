@@ -57,8 +57,7 @@ def open_store(settings: Mapping[str, Any], create: bool = True) -> Store:
         root = str(Path("store", f"{settings['model']['name']}-{digest}"))
     store = Store(root=str(root), url=settings["store"]["url"])
     if create:
-        if store.storage.is_local:
-            store.storage.require_writable()
+        store.storage.require_writable()
         _ = store.engine
         LATEST.parent.mkdir(parents=True, exist_ok=True)
         LATEST.write_text(str(store.to_json()["root"]) + "\n")

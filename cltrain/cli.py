@@ -29,7 +29,10 @@ out = Console()
 
 StoreOption = Annotated[str | None, typer.Option("--store", help="Folder or URI of the store; else the one used last.")]
 UrlOption = Annotated[
-    str | None, typer.Option("--store-url", help="SQLAlchemy URL, if the registry is not SQLite there.")
+    str | None,
+    typer.Option(
+        "--store-url", envvar="CLTRAIN_STORE_URL", help="SQLAlchemy URL, if the registry is not SQLite there."
+    ),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Needed only where a store holds several models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

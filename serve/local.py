@@ -83,8 +83,8 @@ class LocalServing:
     def check(self) -> None:
         """Raise `ServingError` when the port is taken, before anything is started.
 
-        A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for it.
-        """
+        A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for
+        it. """
         deadline = time.monotonic() + PORT_WAIT_S
         while True:
             try:

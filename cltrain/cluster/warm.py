@@ -20,6 +20,7 @@ from cltrain.cluster.execute import execute, payload_of
 from cltrain.cluster.mailbox import Mailbox, Report
 from cltrain.errors import CltrainError, ConfigError, UpdateError
 from cltrain.records import Challenger, UpdateRequest, from_json
+from cltrain.storage import Storage
 
 # Read by Ray Train in the driver and in the controller: they must be set before ray.init starts a local cluster.
 ENVIRONMENT = {
@@ -99,7 +100,7 @@ class WarmGroup:
                 num_workers=self.workers, resources_per_worker=resources, use_gpu=bool(self.gpus_per_worker)
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotations are of Train V1
-                storage_path=f"{self.root}/ray_train",
+                storage_path=Storage(self.root).uri("ray_train"),
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=2),  # type: ignore[call-arg]
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 callbacks=[Settle(self._mailbox)],  # type: ignore[list-item]

@@ -56,7 +56,7 @@ def registry(postgres_url: str, tmp_path: Path) -> Registry:
 
 def _open(stores: list[tuple[str, str | None]], start: Barrier) -> None:
     for root, url in stores:
-        start.wait(60)
+        start.wait(20)
         assert models(Store(root=root, url=url)) == []
 
 
