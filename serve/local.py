@@ -84,7 +84,7 @@ class LocalServing:
         """Raise `ServingError` when the port is taken, before anything is started.
 
         A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for
-        it. """
+        it."""
         deadline = time.monotonic() + PORT_WAIT_S
         while True:
             try:
