@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +28,11 @@ def job(config_name: str) -> Callable[[Callable[[dict[str, Any]], Json]], Callab
     def decorate(function: Callable[[dict[str, Any]], Json]) -> Callable[[], None]:
         def run(config: DictConfig) -> None:
             run_dir = HydraConfig.get().runtime.output_dir
-            Storage(run_dir).write_json("summary.json", function(plain(config) | {"run_dir": run_dir}))
+            try:
+                summary = function(plain(config) | {"run_dir": run_dir})
+                Storage(run_dir).write_json("summary.json", summary)
+            except (CltrainError, OmegaConfBaseException) as error:
+                _fail(error, config_name)  # here, since Hydra would print a line of its own first
             sys.stdout.flush()
             print(Path(run_dir, "summary.json").absolute(), flush=True)
 
@@ -38,12 +42,16 @@ def job(config_name: str) -> Callable[[Callable[[dict[str, Any]], Json]], Callab
                 register_defaults()
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
             except (CltrainError, HydraException, OmegaConfBaseException) as error:
-                print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
-                sys.exit(2)
+                _fail(error, config_name)
 
         return main
 
     return decorate
+
+
+def _fail(error: Exception, config_name: str) -> NoReturn:
+    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
