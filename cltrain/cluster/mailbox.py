@@ -22,7 +22,6 @@ class Mailbox:
         self._pending: dict[int, Any] = {}
         self._settled: dict[int, list[Report]] = {}
         self._ended: dict[int, set[int]] = {}
-        self._ready: set[int] = set()
         self._losses, self._last, self._closed = 0, -1, False
         self._changed = asyncio.Condition()
 
@@ -39,10 +38,6 @@ class Mailbox:
         await self._wait(lambda: number in self._settled)
         return self._settled.pop(number)
 
-    async def ready(self) -> None:
-        """Driver: wait until every rank has asked for a command."""
-        await self._wait(lambda: len(self._ready) == self._world)
-
     async def close(self) -> None:
         self._closed = True
         await self._notify()
@@ -50,8 +45,6 @@ class Mailbox:
     async def next(self, rank: int, after: int | None) -> tuple[int, Any] | None:
         """Worker: the first command after `after` (None from a worker that starts: the oldest not done), or None to
         stop."""
-        self._ready.add(rank)
-        await self._notify()
         floor = self._last if after is None else after
 
         def first() -> int | None:
@@ -83,7 +76,6 @@ class Mailbox:
     async def lost(self, failures: dict[int, str]) -> bool:
         """Controller: workers were lost and their group restarts. True to give the group up."""
         self._losses += 1
-        self._ready.clear()
         self._ended.clear()
         if self._losses <= self._max_losses:
             return False

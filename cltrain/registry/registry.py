@@ -20,7 +20,7 @@ from cltrain.registry.store import Store
 from cltrain.registry.tables import AliasMoveRow, AliasRow, SettingsRow, VersionRow
 from cltrain.storage import digest_json
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+CHAMPION, PREVIOUS = "champion", "previous"
 _PACKAGES = ("cltrain", "torch", "numpy", "pyarrow", "ray", "safetensors")
 
 

@@ -18,7 +18,6 @@ def test_a_command_goes_to_every_rank_and_its_result_to_the_driver() -> None:
         assert await box.put(0, "first")
         assert await box.next(0, None) == (0, "first")
         assert await box.next(1, None) == (0, "first")
-        await box.ready()
         await box.done(0, [report(0), report(0, 1)])
         assert [r["rank"] for r in await box.result(0)] == [0, 1]
 

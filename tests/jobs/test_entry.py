@@ -94,3 +94,23 @@ def test_a_store_that_cannot_be_written_is_said(small: Callable[..., dict[str, A
     done = run("loop", *TABLE, *QUIET, *folders)
     assert done.returncode == 2
     assert "is not writable" in done.stderr
+
+
+@pytest.mark.ray
+def test_a_job_joins_a_cluster_that_is_there_and_leaves_it_running(
+    ray_session: str, small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    folders = [
+        f"data.path={tmp_path / 'events'}",
+        f"store.root={tmp_path / 'store'}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    workers = ["cluster.workers=1", f"cluster.address='{address}'"]
+    done = run("loop", *TABLE, *QUIET, *folders, *workers)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["versions"] == ["1.0", "1.1"]
+    assert ray.is_initialized()
+    assert ray.cluster_resources()["CPU"] == 2
