@@ -66,3 +66,10 @@ def test_ranges() -> None:
     for settings in ({"level": 0.5}, {"resamples": 10}, {"past_rows": 0}, {"min_rows": -1}):
         with pytest.raises(ConfigError, match=rf"evaluate\.{next(iter(settings))}"):
             Evaluation(**settings)  # type: ignore[arg-type]
+
+
+def test_windows_long_gone_do_not_join_the_new_one(versions: tuple[Predictor, Predictor]) -> None:
+    windows = [(i, events(30, seed=10 + i)) for i in range(8)]
+    settings = {"resamples": 100, "min_rows": 1_000}
+    assert Evaluation(**settings, recent_windows=2).card(*versions, windows, seed=0).comparisons[0].rows == 60
+    assert Evaluation(**settings).card(*versions, windows, seed=0).comparisons[0].rows == 120
