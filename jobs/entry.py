@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,7 @@ from cltrain.config import CONF, register_defaults
 from cltrain.errors import CltrainError, ConfigError
 from cltrain.records import Json
 from cltrain.storage import Storage
-from jobs.explain import explain
+from jobs.explain import fail
 
 
 def job(config_name: str) -> Callable[[Callable[[dict[str, Any]], Json]], Callable[[], None]]:
@@ -32,7 +32,7 @@ def job(config_name: str) -> Callable[[Callable[[dict[str, Any]], Json]], Callab
                 summary = function(plain(config) | {"run_dir": run_dir})
                 Storage(run_dir).write_json("summary.json", summary)
             except (CltrainError, OmegaConfBaseException) as error:
-                _fail(error, config_name)  # here, since Hydra would print a line of its own first
+                fail(error, config_name)  # here, since Hydra would print a line of its own first
             sys.stdout.flush()
             print(Path(run_dir, "summary.json").absolute(), flush=True)
 
@@ -42,16 +42,11 @@ def job(config_name: str) -> Callable[[Callable[[dict[str, Any]], Json]], Callab
                 register_defaults()
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
             except (CltrainError, HydraException, OmegaConfBaseException) as error:
-                _fail(error, config_name)
+                fail(error, config_name)
 
         return main
 
     return decorate
-
-
-def _fail(error: Exception, config_name: str) -> NoReturn:
-    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
-    sys.exit(2)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

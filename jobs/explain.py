@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from cltrain.config import CONF
+
+
+def fail(error: Exception, config_name: str) -> NoReturn:
+    """End the job with one line on standard error and exit code 2."""
+    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def explain(error: Exception, config_name: str) -> str:
