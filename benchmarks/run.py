@@ -1,7 +1,8 @@
-"""Run a benchmark: `python benchmarks/run.py CASE [--json FILE] [--device cuda]`.
+"""Run a benchmark: `python benchmarks/run.py CASE [--json FILE] [--device cuda]`, and `CASE --help` for more.
 
-A case is a module beside this one with `run(device) -> list of rows`; each row has `name` and `ratio`, measured in one
-run against something else. Results that are worth keeping go to `benchmarks/results/`, with hardware and versions.
+A case is a module beside this one with `add_options(parser)` and `run(options) -> list of rows`; each row has `name`
+and `ratio`, measured in one run against something else. Results that are worth keeping go to `benchmarks/results/`,
+with hardware and versions.
 """
 
 from __future__ import annotations
@@ -19,11 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parent
-
-
-def cases() -> list[str]:
-    return sorted(p.stem for p in HERE.glob("*.py") if p.stem != "run")
+CASES = ("step", "micro", "streams")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -34,29 +32,40 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=cases())
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    cases = parser.add_subparsers(dest="case", required=True)
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in CASES}
+    for name, module in modules.items():
+        case = cases.add_parser(name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        case.add_argument("--json", type=Path, help="write the rows here")
+        case.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        module.add_options(case)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda, but torch sees no GPU")
-    sys.path.insert(0, str(HERE.parent))
-    rows = importlib.import_module(f"benchmarks.{arguments.case}").run(arguments.device)
-    table = Table(*rows[0])
+    rows = modules[options.case].run(options)
+    show(rows)
+    if options.json:
+        result = {"case": options.case, "machine": machine(options.device), "rows": rows}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*columns)
     for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
+        table.add_row(*(_text(row.get(name)) for name in columns))
     Console().print(table)
-    if arguments.json:
-        result = {"case": arguments.case, "machine": machine(arguments.device), "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, list | tuple):
         return " to ".join(_text(v) for v in value)
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
     return str(value)
 
 

@@ -1,139 +1,186 @@
 """What a step costs beside a hand-written loop of the same method: `python benchmarks/run.py step`.
 
-The model is an MLP 784-100-10 on 2,048 rows of noise (the cost does not depend on them), with AdamW and a clipped
-gradient. The bare loops below do what a careful engineer would write for one method and one process, on tensors in
-memory. Ours is the loop of `train_update`, which is `train_passes`. The two take turns; the ratio is of the best
-times, above 1 where ours is faster.
+An MLP 784-100-10 and a small CNN on noise (the cost does not depend on it), with AdamW and a clipped gradient, batches
+of 64 and of 1,024 new rows, one thread. `bare.py` has the loops written by hand. Ours is the loop of `train_update`,
+`train_passes`, with its accounts and everything else that it does in an update. Contenders take turns; `ratio` is of
+the best times, above 1 where we are faster than the hand-written loop, and `wanted` is what we promise.
+
+With `--avalanche PYTHON`, of an environment with `avalanche/requirements.txt`, that library takes turns as well.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.bare import ALPHA, BETA, LOOPS, MAX_NORM, STRENGTH, TEMPERATURE, Work
+from benchmarks.models import CNN, MLP
+from benchmarks.turns import ratio, seconds, take_turns
 from cltrain.batch import Batch
-from cltrain.methods import EWC, Finetune, Method, MethodState, Replay
+from cltrain.methods import AGEM, EWC, SI, DERpp, Finetune, LwF, Method, MethodState, Replay
 from cltrain.train.engines import Plain
-from cltrain.train.optimizer import adamw
+from cltrain.train.optimizer import make_optimizer
 from cltrain.train.passes import train_passes
 from cltrain.train.settings import Training
 from cltrain.train.step import Stepper
 
-ROWS, MEMORY, TURNS = 2_048, 2_000, 7
-METHODS: dict[str, Method] = {"finetune": Finetune(), "replay": Replay(ratio=1.0), "ewc": EWC(strength=10.0)}
+MEMORY = 2_000
+ROWS = {64: 4_096, 1_024: 16_384}  # of which an epoch is timed, by batch size
+MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+METHODS: dict[str, Method] = {
+    "finetune": Finetune(),
+    "replay": Replay(ratio=1.0),
+    "ewc": EWC(strength=STRENGTH),
+    "derpp": DERpp(alpha=ALPHA, beta=BETA),
+    "lwf": LwF(temperature=TEMPERATURE),
+    "agem": AGEM(),
+    "si": SI(strength=STRENGTH / 2),
+}
+WANTED = {"finetune": 0.95, "replay": 0.95, "ewc": 0.90, "derpp": 0.90}
+FASTER = {"compiled": {"compile": "default"}, "bfloat16": {"precision": "bfloat16"}}  # settings that may pass the loop
+FASTER_ON_GPU = {"CUDA graphs": {"compile": "reduce-overhead"}}
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(784, 100), nn.Linear(100, 10)
-
-    def forward(self, numeric: Tensor) -> Tensor:
-        return self.head(torch.relu(self.body(numeric)))
-
-
-def data(device: torch.device) -> tuple[Batch, Batch, MethodState]:
-    generator = torch.Generator().manual_seed(0)
-    rows, exemplars = (
-        Batch({"numeric": torch.randn(n, 784, generator=generator)}, torch.randint(10, (n,)), torch.ones(n)).to(device)
-        for n in (ROWS, MEMORY)
-    )
-    net = Net()
-    fisher = {name: torch.rand_like(p).mul_(1e-3).to(device) for name, p in net.named_parameters()}
-    anchor = {name: p.detach().clone().to(device) for name, p in net.named_parameters()}
-    return rows, exemplars, MethodState(tensors={"fisher": fisher, "anchor": anchor})
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--method", choices=METHODS, nargs="+", default=list(WANTED))
+    parser.add_argument("--batch-size", type=int, choices=ROWS, nargs="+", default=list(ROWS))
+    parser.add_argument("--avalanche", metavar="PYTHON", help="a Python that has avalanche-lib")
+    parser.add_argument("--no-faster", action="store_true", help="leave out torch.compile and mixed precision")
 
 
-def ours(method: Method, rows: Batch, exemplars: Batch, state: MethodState, training: Training) -> Callable[[], Any]:
-    device = rows.target.device
-    net = Net().to(device)
-    stepper = Stepper(
-        module=net,
-        parameters=dict(net.named_parameters()),
-        optimizer=adamw(net, training),
-        task="multiclass",
-        method=method,
-        state=state,
-        engine=Plain(device=device),
-        generator=torch.Generator().manual_seed(0),
-        max_grad_norm=training.max_grad_norm,
-    )
-    old = exemplars if isinstance(method, Replay) else None
-    return lambda: train_passes(stepper, net, rows, old, training, seed=0)
-
-
-def bare(method: Method, rows: Batch, exemplars: Batch, state: MethodState, training: Training) -> Callable[[], Any]:
-    x, y, old_x, old_y = rows.inputs["numeric"], rows.target, exemplars.inputs["numeric"], exemplars.target
-    net = Net().to(x.device)
-    parameters = list(net.parameters())
-    fisher, anchor = (list(state.tensors[slot].values()) for slot in ("fisher", "anchor"))
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, fused=True)
-
-    def run() -> float:
-        total = torch.zeros((), device=x.device)
-        for _ in range(training.epochs):
-            for index in torch.randperm(len(x), device=x.device).split(training.batch_size):
-                batch_x, batch_y = x[index], y[index]
-                if isinstance(method, Replay):
-                    drawn = torch.randint(len(old_x), (len(index),), device=x.device)
-                    batch_x, batch_y = torch.cat([batch_x, old_x[drawn]]), torch.cat([batch_y, old_y[drawn]])
-                loss = F.cross_entropy(net(batch_x), batch_y)
-                optimizer.zero_grad()
-                loss.backward()
-                if isinstance(method, EWC):
-                    with torch.no_grad():
-                        for p, f, a in zip(parameters, fisher, anchor, strict=True):
-                            p.grad.add_(  # type: ignore[union-attr]
-                                f * (p - a), alpha=method.strength
-                            )
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                total += loss.detach()
-        return total.item()
-
-    return run
-
-
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def run(device: str = "cpu") -> list[dict[str, Any]]:
-    """A row for each method and batch size: name, ratio (bare time by ours), rows_per_s, bare_rows_per_s, spread (of
-    the ratio over turns, as lowest and highest)."""
-    where, threads = torch.device(device), torch.get_num_threads()
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    device = torch.device(options.device)
+    data, threads, found = Data(device), torch.get_num_threads(), []
+    faster = {} if options.no_faster else FASTER | (FASTER_ON_GPU if device.type == "cuda" else {})
     torch.set_num_threads(1)
     try:
-        rows, exemplars, state = data(where)
-        found = []
-        for name, method in METHODS.items():
-            for batch_size in (64, 1024):
-                training = Training(epochs=8 if batch_size == 1024 else 2, batch_size=batch_size, unknown_rate=0.0)
-                pair = [make(method, rows, exemplars, state, training) for make in (bare, ours)]
-                for one in pair:
-                    one()
-                times = [[seconds(one, where) for one in pair] for _ in range(TURNS)]
-                best_bare, best_ours = (min(column) for column in zip(*times, strict=True))
-                visits = ROWS * training.epochs * (2 if name == "replay" else 1)
-                ratios = sorted(b / o for b, o in times)
-                found.append(
-                    {
-                        "name": f"step {name} batch {batch_size}",
-                        "ratio": best_bare / best_ours,
-                        "rows_per_s": visits / best_ours,
-                        "bare_rows_per_s": visits / best_bare,
-                        "spread": [ratios[0], ratios[-1]],
-                    }
+        with avalanche(options.avalanche, data) as peer:
+            for model, size, method in product(options.model, options.batch_size, options.method):
+                contenders = {"bare": bare(model, method, size, data), "": ours(model, method, size, data)}
+                if method == "finetune":
+                    contenders |= {n: ours(model, method, size, data, **settings) for n, settings in faster.items()}
+                if peer is not None and method in WANTED:
+                    contenders["avalanche"] = peer(model, method, size)
+                times = take_turns(contenders, options.turns)
+                visits = ROWS[size] * (
+                    2 if METHODS[method].rehearse(size, MEMORY, torch.Generator()) is not None else 1
                 )
+                for name in times.keys() - {"bare"}:
+                    best, spread = ratio(times["bare"], times[name])
+                    found.append(
+                        {
+                            "name": f"step {model} batch {size} {method} {name}".rstrip(),
+                            "ratio": best,
+                            "spread": spread,
+                            "wanted": None if name else WANTED.get(method),
+                            "rows_per_s": visits / min(times[name]),
+                            "bare_rows_per_s": visits / min(times["bare"]),
+                        }
+                    )
         return found
     finally:
         torch.set_num_threads(threads)
+
+
+class Data:
+    """New rows and exemplars of noise, and what the methods remember."""
+
+    def __init__(self, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows = max(ROWS.values()) + MEMORY
+        pixels, outputs = torch.rand(rows, 784, generator=generator), torch.randn(rows, 10, generator=generator)
+        labels = torch.randint(10, (rows,), generator=generator)
+        self.device, (self.pixels, self.labels, self.outputs) = (
+            device,
+            (t.to(device) for t in (pixels, labels, outputs)),
+        )
+
+    def batch(self, extra: str, start: int, end: int) -> Batch:
+        part = slice(start, end)
+        weight = torch.ones(end - start, device=self.device)
+        return Batch({"pixels": self.pixels[part]}, self.labels[part], weight, {extra: self.outputs[part]})
+
+    def importance(self, net: nn.Module) -> dict[str, Tensor]:
+        return {name: torch.full_like(p, 1e-3) for name, p in net.named_parameters()}
+
+
+def bare(model: str, method: str, size: int, data: Data) -> Callable[[], float]:
+    net = MODELS[model]().to(data.device)
+    new, old = data.batch("parent", 0, ROWS[size]), data.batch("outputs", len(data.labels) - MEMORY, len(data.labels))
+    work = Work(
+        x=new.inputs["pixels"],
+        y=new.target,
+        parent_outputs=new.extra["parent"],
+        old_x=old.inputs["pixels"],
+        old_y=old.target,
+        old_outputs=old.extra["outputs"],
+        importance=list(data.importance(net).values()),
+        anchor=[p.detach().clone() for p in net.parameters()],
+        batch_size=size,
+        epochs=1,
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    return lambda: seconds(lambda: LOOPS[method](net, optimizer, work), data.device)
+
+
+def ours(model: str, method: str, size: int, data: Data, **settings: Any) -> Callable[[], float]:
+    training = Training(batch_size=size, max_grad_norm=MAX_NORM, **settings)
+    net, engine = MODELS[model](), Plain(device=data.device)
+    running = engine.begin(net, lambda made: make_optimizer(made, training))
+    anchor = {name: p.detach().clone() for name, p in net.named_parameters()}
+    importance = data.importance(net)
+    tensors = {"ewc": {"fisher": importance, "anchor": anchor}, "si": {"si": importance, "anchor": anchor}}
+    stepper = Stepper(
+        running=running,
+        task="multiclass",
+        method=METHODS[method],
+        state=MethodState(tensors=tensors.get(method, {})),
+        engine=engine,
+        training=training,
+    )
+    reads = METHODS[method].reads
+    new, old = data.batch("parent", 0, ROWS[size]), data.batch("outputs", len(data.labels) - MEMORY, len(data.labels))
+    new, old = (b if reads & b.extra.keys() else Batch(b.inputs, b.target, b.weight) for b in (new, old))
+    exemplars = old if isinstance(METHODS[method], Replay) else None
+    return lambda: seconds(lambda: train_passes(stepper, new, exemplars, training, seed=0), data.device)
+
+
+@contextmanager
+def avalanche(python: str | None, data: Data) -> Iterator[Callable[[str, str, int], Callable[[], float]] | None]:
+    """How to make a contender of that library, which waits in a process of its own; None without a Python."""
+    if python is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows.npz")
+        np.savez(rows, x=data.pixels.cpu().numpy(), y=data.labels.cpu().numpy())
+        command = [python, Path(__file__).parent / "avalanche" / "serve.py", rows, "--device", data.device.type]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as child:
+            try:
+                yield lambda *cell: lambda: _ask(child, dict(zip(("model", "method", "batch_size"), cell, strict=True)))
+            finally:
+                child.stdin.close()  # type: ignore[union-attr]
+                child.wait(60)
+
+
+def _ask(child: subprocess.Popen[str], request: dict[str, Any]) -> float:
+    print(json.dumps({**request, "rows": ROWS[request["batch_size"]]}), file=child.stdin, flush=True)
+    answer = child.stdout.readline()  # type: ignore[union-attr]
+    if not answer:
+        raise RuntimeError(f"Avalanche's process ended on {request}: run avalanche/serve.py by hand to see why")
+    return json.loads(answer)["seconds"]

@@ -82,7 +82,11 @@ def strategy_of(settings: Mapping[str, Any]) -> Json:
 def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
     """A loop with everything that it needs, started in the order in which a mistake shows soonest: settings, store,
     data, and only then Ray, serving and the workers. `settings` are resolved and plain."""
-    parts = {key: build(settings[key], key) for key in (*STRATEGY, "cluster", "serve") if key not in ("model", "seed")}
+    parts = {
+        key: build(settings[key], key)
+        for key in (*STRATEGY, "engine", "cluster", "serve")
+        if key not in ("model", "seed")
+    }
     trackers = build(settings["tracking"], "tracking")
     name = settings["model"]["name"]
     if not name or "/" in name or ":" in name:
@@ -101,13 +105,14 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
         settings=dict(settings),
     )
     _require_rounds(parts, event_log)
+    _require_engine(parts)
     serving, cluster = parts["serve"], parts["cluster"]
     about = {"job": settings["name"], "model": name, "store": info.store}
     serving.check()
     with (
         contextlib.ExitStack() as last,
         cluster.session(serving.needs_ray, about) as dashboard,
-        cluster.runner(store) as runner,
+        cluster.runner(store, settings["engine"]) as runner,
     ):
         if dashboard:
             log.warning("Ray dashboard: %s", dashboard)
@@ -187,6 +192,21 @@ def _require_rounds(parts: Mapping[str, Any], event_log: EventLog) -> None:
         raise ConfigError(
             f"the events from {first} to {last} do not fill two windows, one to learn from and one to be tested on: "
             "make window.every (or window.rows), or window.bootstrap, smaller"
+        )
+
+
+def _require_engine(parts: Mapping[str, Any]) -> None:
+    """What a method needs and the engine lacks is refused before anything is started."""
+    method, engine, workers = parts["method"], parts["engine"], parts["cluster"].workers
+    if lacking := sorted(method.needs - engine.offers):
+        raise ConfigError(
+            f"method={type(method).__name__} needs {', '.join(lacking)} of its engine, which engine="
+            f"{type(engine).__name__} does not offer: use engine=ddp or engine=fsdp, or another method"
+        )
+    if engine.min_workers > workers:
+        raise ConfigError(
+            f"engine={type(engine).__name__} trains on a group of workers: set cluster.workers to {engine.min_workers} "
+            "or more, or engine=auto"
         )
 
 

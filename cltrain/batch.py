@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,11 +12,29 @@ UNKNOWN = 0  # index of a category that training never saw
 
 
 @dataclass(frozen=True, kw_only=True)
+class TensorInput:
+    """An input of the column's name: (B, *shape) float32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInput:
+    """An input of the column's name: (B, max_tokens) int64 below `vocabulary`, padded at the end with 0."""
+
+    name: str
+    vocabulary: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputSpec:
     """What a model is built for: its inputs and outputs.
 
     num_columns numbers, of which `edges` holds the quantiles (standardised) of each, then num_indicators columns that
-    are 1.0 where a number was null; one cardinality for each categorical column; num_outputs logits or values.
+    are 1.0 where a number was null; one cardinality for each categorical column; num_outputs logits or values; and one
+    input of its own for each column of tensors or of text.
     """
 
     num_columns: int
@@ -24,6 +42,8 @@ class InputSpec:
     edges: tuple[tuple[float, ...], ...]
     cardinalities: tuple[int, ...]
     num_outputs: int
+    tensors: tuple[TensorInput, ...] = ()
+    texts: tuple[TextInput, ...] = ()
 
     @property
     def num_numeric(self) -> int:
@@ -35,39 +55,55 @@ class Batch:
     """`inputs` are passed to the model by name: `model(**batch.inputs)`.
 
     inputs: name -> (B, ...); target: (B,) class indices (int64) or standardised values (float32);
-    weight: (B,) float32, what each row counts in the loss.
+    weight: (B,) float32, what each row counts in the loss; extra: name -> (B, ...) float32, what else a method reads
+    of its rows, NaN where there is nothing.
     """
 
     inputs: Mapping[str, Tensor]
     target: Tensor
     weight: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.target.shape[0]
 
     def take(self, index: Tensor) -> Batch:
         """The rows at `index` (int64), in that order."""
+        return self.each(lambda value: value.index_select(0, index))
+
+    def rows(self, start: int, end: int) -> Batch:
+        """The rows from `start` to `end`, as views."""
+        return self.each(lambda value: value[start:end])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self.each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `change` made to each of its tensors."""
         return Batch(
-            {name: value.index_select(0, index) for name, value in self.inputs.items()},
-            self.target.index_select(0, index),
-            self.weight.index_select(0, index),
+            {name: change(value) for name, value in self.inputs.items()},
+            change(self.target),
+            change(self.weight),
+            {name: change(value) for name, value in self.extra.items()},
         )
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(
-            {name: value.to(device) for name, value in self.inputs.items()},
-            self.target.to(device),
-            self.weight.to(device),
-        )
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.inputs.values(), self.target, self.weight))
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Rows of all batches one after another; weights are kept as they are."""
+    """Rows of all batches one after another; weights are kept as they are. What is extra in some of them is NaN in the
+    others."""
     if len(batches) == 1:
         return batches[0]
-    names = batches[0].inputs.keys()
+    extra = {name: value for b in batches for name, value in b.extra.items()}
     return Batch(
-        {name: torch.cat([b.inputs[name] for b in batches]) for name in names},
+        {name: torch.cat([b.inputs[name] for b in batches]) for name in batches[0].inputs},
         torch.cat([b.target for b in batches]),
         torch.cat([b.weight for b in batches]),
+        {
+            name: torch.cat([b.extra.get(name, like.new_full((len(b), *like.shape[1:]), torch.nan)) for b in batches])
+            for name, like in extra.items()
+        },
     )

@@ -114,6 +114,7 @@ class Challenger:
     loss: float | None
     parameters: int
     seed: int
+    absorb_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

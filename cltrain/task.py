@@ -37,6 +37,15 @@ def row_losses(task: str, outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs[:, 0] - target.to(outputs.dtype)).square()
 
 
+def mean_loss(task: str, outputs: Tensor, target: Tensor) -> Tensor:
+    """The mean of `row_losses` of rows that count alike and whose classes the model has, as one operation."""
+    if task == "binary":
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], target.to(outputs.dtype))
+    if task == "multiclass":
+        return F.cross_entropy(outputs, target)
+    return F.mse_loss(outputs[:, 0], target.to(outputs.dtype))
+
+
 def predictions(task: str, outputs: Tensor) -> Tensor:
     """(B,) probability of the positive class, (B, C) class probabilities, or (B,) standardised value."""
     if task == "binary":
@@ -44,3 +53,38 @@ def predictions(task: str, outputs: Tensor) -> Tensor:
     if task == "multiclass":
         return torch.softmax(outputs, dim=1)
     return outputs[:, 0]
+
+
+def distillation(task: str, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """How far `outputs` are from those of a teacher, (B,): cross-entropy to its probabilities in nats, softened by
+    `temperature` and times its square, less their entropy (Hinton et al. 2015), or half the squared difference of
+    values.
+
+    outputs: (B, C) as in `row_losses`; teacher: (B, K) with K <= C, NaN where the teacher had no output. A class that
+    the teacher did not know is left out of both; a row of which it said nothing loses nothing.
+    """
+    known = torch.isfinite(teacher)
+    outputs, teacher = outputs[:, : teacher.shape[1]], torch.where(known, teacher, 0.0)
+    if task == "regression":
+        return torch.where(known, outputs - teacher, 0.0).square().sum(1) / 2
+    ours, theirs = outputs / temperature, teacher / temperature
+    if task == "binary":
+        p = torch.sigmoid(theirs)
+        cross = F.binary_cross_entropy_with_logits(ours, p, reduction="none")
+        entropy = F.binary_cross_entropy_with_logits(theirs, p, reduction="none")
+        return torch.where(known, cross - entropy, 0.0)[:, 0] * temperature**2
+    unknown = torch.finfo(outputs.dtype).min
+    log_ours = F.log_softmax(torch.where(known, ours, unknown), 1)
+    log_theirs = F.log_softmax(torch.where(known, theirs, unknown), 1)
+    return torch.where(known, log_theirs.exp() * (log_theirs - log_ours), 0.0).sum(1) * temperature**2
+
+
+def doubts(task: str, outputs: Tensor) -> Tensor:
+    """How unsure the outputs are, (B,) in [0, 1]: the entropy of the probabilities by its largest value; of a
+    regression, which says nothing of it, 0."""
+    if task == "regression":
+        return torch.zeros(len(outputs), device=outputs.device)
+    p = predictions(task, outputs)
+    if task == "binary":
+        p = torch.stack([p, 1 - p], 1)
+    return torch.special.entr(p).sum(1) / math.log(max(p.shape[1], 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -33,11 +34,22 @@ def _unicode(value: str) -> str:
     return value
 
 
+def _numbers(value: list[Any]) -> list[Any]:
+    try:
+        found = np.array(value)
+    except ValueError:
+        found = np.array(None)
+    if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+        raise ValueError("must be finite numbers, in lists of one length")
+    return value
+
+
 Instant = Annotated[datetime, AfterValidator(_utc)]
 Text = Annotated[StrictStr, AfterValidator(_unicode)]
 Id = Annotated[Text, Field(min_length=1, max_length=200)]
 Label = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text
-Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text | None
+Numbers = Annotated[list[Any], AfterValidator(_numbers)]
+Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text | Numbers | None
 
 _ROW: dict[str, Any] = {
     "event_id": "UA-1545",
@@ -51,7 +63,8 @@ class _Body(BaseModel):
 
 
 class PredictRow(_Body):
-    """Features by name: those that are absent count as null, those that the model does not know are ignored."""
+    """Features by name: those that are absent count as null, those that the model does not know are ignored. An image
+    or another tensor is a list of numbers, nested as its shape or flat, on the scale that it has in the data."""
 
     event_id: Id | None = None
     event_time: Instant | None = None

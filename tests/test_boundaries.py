@@ -25,7 +25,11 @@ ALLOWED = {
     "tracking": set(),
     "cluster": {"config", "data", "train", "registry"},
 }
-ONE_FILE = {"wandb": "cltrain/tracking/wandb.py", "deepspeed": None, "faiss": None}
+ONE_FILE = {
+    "wandb": "cltrain/tracking/wandb.py",
+    "deepspeed": "cltrain/train/engines/deepspeed.py",
+    "faiss": "cltrain/memory/diverse.py",
+}
 
 
 def imports(path: Path) -> set[str]:

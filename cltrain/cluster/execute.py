@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 
 from cltrain.config import build
 from cltrain.data.snapshot import read_rows
 from cltrain.records import Challenger, Json, UpdateRequest, from_json, to_json
 from cltrain.storage import Storage
-from cltrain.train.engines import DDP, Plain
+from cltrain.train.checkpoint import Checkpoints
 from cltrain.train.state import load_state, request_digest, save_state, schema_from_json, state_name
 from cltrain.train.update import train_update
 
 
 def execute(payload: Json) -> Json:
-    """`payload`: request, root (of the blobs), threads, device. Returns the challenger as JSON, on every rank alike;
-    rank 0 writes its state. Doing it again writes the same files, so a command may be repeated."""
+    """`payload`: request, root (of the blobs), threads, device, engine (settings). Returns the challenger as JSON, on
+    every rank alike; rank 0 writes its state. Doing it again writes the same files, so a command may be repeated; one
+    that was interrupted goes on from its last checkpoint."""
     request = from_json(UpdateRequest, payload["request"])
     storage = Storage(payload["root"])
     torch.set_num_threads(payload["threads"])
-    engine = engine_here(payload["device"])
+    engine = build(payload["engine"], "engine").here(torch.device(payload["device"]))
     settings = request.settings
     parent = load_state(storage, request.parent) if request.parent else None
+    training = build(settings["train"][request.kind], f"train.{request.kind}")
+    name = state_name(request_digest(request))
+    checkpoints = Checkpoints(storage, f"updates/{name}", engine, training.checkpoint_steps)
     manifest = storage.read_json(f"snapshots/{request.snapshot.digest}.json")
     trained = train_update(
         read_rows(storage, request.snapshot.digest),
@@ -30,13 +33,14 @@ def execute(payload: Json) -> Json:
         schema=schema_from_json({"columns": manifest["columns"], "features": manifest["features"], "ignored": []}),
         model=settings["model"],
         method=build(settings["method"], "method"),
-        training=build(settings["train"][request.kind], f"train.{request.kind}"),
+        training=training,
         cursor=request.cursor,
         seed=request.seed,
         engine=engine,
+        checkpoints=checkpoints,
     )
-    name = state_name(request_digest(request))
     digest = save_state(trained.state, storage, name) if engine.rank == 0 else ""
+    checkpoints.clear()
     return to_json(
         Challenger(
             kind=request.kind,
@@ -49,6 +53,7 @@ def execute(payload: Json) -> Json:
             rows_replayed=trained.rows_replayed,
             steps=trained.steps,
             seconds=trained.seconds,
+            absorb_seconds=trained.absorb_seconds,
             loss=trained.loss,
             parameters=trained.parameters,
             seed=request.seed,
@@ -56,13 +61,11 @@ def execute(payload: Json) -> Json:
     )
 
 
-def engine_here(device: str) -> Plain:
-    """Plain in a process of its own, data parallel where a process group of several ranks is up."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        index = torch.cuda.current_device() if device == "cuda" else None
-        return DDP.of_process_group(torch.device(device, index) if index is not None else torch.device(device))
-    return Plain(device=torch.device(device))
-
-
-def payload_of(request: UpdateRequest, root: str, threads: int, device: str) -> Json:
-    return {"request": to_json(request), "root": root, "threads": threads, "device": device}
+def payload_of(request: UpdateRequest, root: str, threads: int, device: str, engine: Json | None = None) -> Json:
+    return {
+        "request": to_json(request),
+        "root": root,
+        "threads": threads,
+        "device": device,
+        "engine": engine or {"_target_": "cltrain.train.engines.AutoEngine"},
+    }

@@ -11,6 +11,7 @@ from typing import Any
 
 from cltrain.cluster.local import LocalRunner
 from cltrain.errors import ConfigError
+from cltrain.records import Json
 from cltrain.registry import Store
 
 
@@ -73,11 +74,11 @@ class Cluster:
             ray.shutdown()
 
     @contextmanager
-    def runner(self, store: Store) -> Iterator[object]:
-        """What trains, for the block."""
+    def runner(self, store: Store, engine: Json | None = None) -> Iterator[object]:
+        """What trains, for the block; `engine` are settings of the group `engine`."""
         root = str(store.to_json()["root"])
         if not self.workers:
-            yield LocalRunner(root=root, threads=self.threads_per_worker)
+            yield LocalRunner(root=root, threads=self.threads_per_worker, engine=engine)
             return
         from cltrain.cluster.warm import WarmGroup
 
@@ -88,6 +89,7 @@ class Cluster:
             gpus_per_worker=self.gpus_per_worker,
             threads=self.threads_per_worker,
             idle_s=self.idle_s,
+            engine=engine,
         )
         group.start()
         try:

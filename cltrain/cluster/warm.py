@@ -19,7 +19,7 @@ import ray.train.torch
 from cltrain.cluster.execute import execute, payload_of
 from cltrain.cluster.mailbox import Mailbox, Report
 from cltrain.errors import CltrainError, ConfigError, UpdateError
-from cltrain.records import Challenger, UpdateRequest, from_json
+from cltrain.records import Challenger, Json, UpdateRequest, from_json
 from cltrain.storage import Storage
 
 # Read by Ray Train in the driver and in the controller: they must be set before ray.init starts a local cluster.
@@ -83,6 +83,7 @@ class WarmGroup:
     gpus_per_worker: float = 0.0
     threads: int = 1
     idle_s: float | None = None
+    engine: Json | None = None
     _mailbox: Any = field(default=None, init=False)
     _fit: concurrent.futures.Future | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -112,7 +113,8 @@ class WarmGroup:
 
     def update(self, request: UpdateRequest) -> Challenger:
         """Train on the workers. Raises `UpdateError` with what the ranks said, or when the group cannot be started."""
-        payload = payload_of(request, self.root, self.threads, "cuda" if self.gpus_per_worker else "cpu")
+        device = "cuda" if self.gpus_per_worker else "cpu"
+        payload = payload_of(request, self.root, self.threads, device, self.engine)
         self.start()
         if not self._get(self._mailbox.put.remote(request.number, payload)):
             self.close()

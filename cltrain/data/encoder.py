@@ -1,16 +1,16 @@
 """From events to tensors: the vocabulary and the normalisation of a version, which travel with it.
 
 Statistics are fixed by the training from scratch that starts a major; the vocabulary (and the classes of a multiclass
-label) grows with each update, and no category ever changes its index.
+label) grows with each update, and no category changes its index for as long as it is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from cltrain.batch import UNKNOWN, Batch, InputSpec
-from cltrain.data.schema import HOUR, WEEKDAY, Feature, FeatureKind, Schema, feature_column
+from cltrain.batch import Batch, InputSpec, TensorInput, TextInput
+from cltrain.data.schema import HOUR, WEEKDAY, Feature, Schema, feature_column
+from cltrain.data.text import looks_like_text, tokens
 from cltrain.data.values import text_of
-from cltrain.errors import UpdateError
+from cltrain.data.vocabulary import FEW_ROWS, MISSING, CategoricalColumn, by_frequency, fit_categories
+from cltrain.errors import DataError, UpdateError
 from cltrain.records import EVENT_TIME, LABEL
 
-MISSING, FIRST = UNKNOWN + 1, UNKNOWN + 2  # index of null, and of the first category
 BINS = 12
-MAX_CATEGORIES = 20_000
-FEW_ROWS = 64  # of which a look-up in a dict is faster than one in Arrow
 IDENTIFIER_SHARE = 0.5
 
 log = logging.getLogger(__name__)
@@ -48,33 +47,41 @@ class NumericColumn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoricalColumn:
-    """Index `FIRST` + i for `categories[i]`; `MISSING` for null; `UNKNOWN` for all others."""
+class TensorColumn:
+    """Tensors of one shape. `element` is that of the column: uint8 is scaled to [0, 1], a float is taken as it is."""
 
     name: str
-    categories: tuple[str, ...]
+    shape: tuple[int, ...]
+    element: str
 
-    @cached_property
-    def places(self) -> dict[str | None, int]:
-        return {None: MISSING} | {value: i for i, value in enumerate(self.categories, FIRST)}
-
-    @cached_property
-    def values(self) -> pa.Array:
-        return pa.array(self.categories, pa.string())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
 
     @property
-    def size(self) -> int:
-        return FIRST + len(self.categories)
+    def feature(self) -> Feature:
+        return Feature(name=self.name, kind="tensor", shape=self.shape, element=self.element)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextColumn:
+    """The first `max_tokens` words, hashed into `buckets`; see `cltrain.data.text.tokens`."""
+
+    name: str
+    buckets: int
+    max_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """Pure function from event tables to `Batch`: `inputs["numeric"]` (B, F) float32, one column a number and then one
-    a nullable number (1.0 where it was null); `inputs["categorical"]` (B, C) int64 indices."""
+    a nullable number (1.0 where it was null); `inputs["categorical"]` (B, C) int64 indices; and, each under the name of
+    its column, tensors (B, *shape) float32, 0 where they are null, and texts (B, max_tokens) int64, padded with 0."""
 
     task: str
     numeric: tuple[NumericColumn, ...]
     categorical: tuple[CategoricalColumn, ...]
+    tensors: tuple[TensorColumn, ...] = ()
+    texts: tuple[TextColumn, ...] = ()
     classes: tuple[str, ...] = ()
     target_mean: float = 0.0
     target_std: float = 1.0
@@ -84,6 +91,12 @@ class Encoder:
         return len(self.classes) if self.task == "multiclass" else 1
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        kinds: tuple[Sequence[Any], ...] = (self.numeric, self.categorical, self.tensors, self.texts)
+        return tuple(column.name for columns in kinds for column in columns)
+
+    @property
     def spec(self) -> InputSpec:
         return InputSpec(
             num_columns=len(self.numeric),
@@ -91,6 +104,8 @@ class Encoder:
             edges=tuple(c.edges for c in self.numeric),
             cardinalities=tuple(c.size for c in self.categorical),
             num_outputs=self.num_outputs,
+            tensors=tuple(TensorInput(name=c.name, shape=c.shape) for c in self.tensors),
+            texts=tuple(TextInput(name=c.name, vocabulary=c.buckets, max_tokens=c.max_tokens) for c in self.texts),
         )
 
     def __call__(self, table: pa.Table) -> Batch:
@@ -108,10 +123,13 @@ class Encoder:
                 indicator += 1
         categorical = np.zeros((rows, len(self.categorical)), np.int64)
         for i, cat in enumerate(self.categorical):
-            categorical[:, i] = _indices(table, cat)
+            categorical[:, i] = cat.indices(table.column(cat.name)) if cat.name in table.column_names else MISSING
+        inputs = {"numeric": numeric, "categorical": categorical}
+        inputs |= {column.name: _tensors(table, column) for column in self.tensors}
+        inputs |= {column.name: _tokens(table, column) for column in self.texts}
         target, weight = self._targets(table)
         return Batch(
-            {"numeric": torch.from_numpy(numeric), "categorical": torch.from_numpy(categorical)},
+            {name: torch.from_numpy(value) for name, value in inputs.items()},
             torch.from_numpy(target),
             torch.from_numpy(weight),
         )
@@ -128,17 +146,20 @@ class Encoder:
         return ((values - self.target_mean) / self.target_std).astype(np.float32), weight
 
     def extended(self, table: pa.Table) -> Encoder:
-        """The same encoder with the categories and classes of `table` added at the end, most frequent first."""
+        """The same encoder with the categories (see `CategoricalColumn.extended`) and classes of `table`. Classes are
+        added at the end, most frequent first."""
         columns = tuple(
-            dataclasses.replace(c, categories=c.categories + _new_values(table.column(c.name), c.categories))
-            if c.name in table.column_names
-            else c
-            for c in self.categorical
+            c.extended(table.column(c.name)) if c.name in table.column_names else c for c in self.categorical
         )
         classes = self.classes
         if self.task == "multiclass":
-            classes += _new_values(table.column(LABEL), classes)
+            classes += by_frequency(table.column(LABEL), classes)
         return dataclasses.replace(self, categorical=columns, classes=classes)
+
+    def reused(self, before: Encoder) -> dict[int, tuple[int, ...]]:
+        """By the position of a categorical column, the indices that meant another category `before`."""
+        pairs = zip(self.categorical, before.categorical, strict=True)
+        return {i: places for i, (now, was) in enumerate(pairs) if (places := now.reused(was))}
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -147,9 +168,9 @@ class Encoder:
     def from_json(cls, value: dict[str, Any]) -> Encoder:
         columns = {
             "numeric": tuple(NumericColumn(**{**c, "edges": tuple(c["edges"])}) for c in value["numeric"]),
-            "categorical": tuple(
-                CategoricalColumn(**{**c, "categories": tuple(c["categories"])}) for c in value["categorical"]
-            ),
+            "categorical": tuple(CategoricalColumn(**c) for c in value["categorical"]),
+            "tensors": tuple(TensorColumn(**c) for c in value.get("tensors", ())),
+            "texts": tuple(TextColumn(**c) for c in value.get("texts", ())),
             "classes": tuple(value["classes"]),
         }
         return cls(**{**value, **columns})
@@ -168,38 +189,120 @@ def fit_encoder(table: pa.Table, schema: Schema) -> Encoder:
             f"data.label={name} holds only {classes[0]} in these {len(label)} rows: give it a longer window"
         )
     numeric = tuple(c for n in schema.names("numeric") if (c := _fit_numeric(table, n)) is not None)
-    categorical = tuple(
-        CategoricalColumn(name=n, categories=_new_values(table.column(n), ())) for n in schema.names("categorical")
-    )
+    of = schema.columns
+    categorical = tuple(fit_categories(n, table.column(n), of.max_categories) for n in schema.names("categorical"))
     for column in categorical:
-        if len(column.categories) > IDENTIFIER_SHARE * table.num_rows > IDENTIFIER_SHARE * FEW_ROWS:
+        if looks_like_text(table.column(column.name)) and table.num_rows > FEW_ROWS:
+            log.warning("%s looks like text: data.text='[%s]' with model=text reads it", column.name, column.name)
+        elif len(column.categories) > IDENTIFIER_SHARE * table.num_rows > IDENTIFIER_SHARE * FEW_ROWS:
             log.warning("%s differs in most rows and teaches little: data.exclude='[%s]'", column.name, column.name)
-    if not numeric and not categorical:
+    tensors = tuple(
+        TensorColumn(name=f.name, shape=f.shape, element=f.element) for f in schema.features if f.kind == "tensor"
+    )
+    texts = tuple(TextColumn(name=n, buckets=of.text_buckets, max_tokens=of.max_tokens) for n in schema.names("text"))
+    if not (numeric or categorical or tensors or texts):
         raise UpdateError(f"no column varies in these {table.num_rows} rows: there is nothing to learn from")
-    if task == "multiclass":
-        return Encoder(task=task, numeric=numeric, categorical=categorical, classes=classes)
     mean, std = _moments(np.asarray(label)) if task == "regression" else (0.0, 1.0)
-    return Encoder(task=task, numeric=numeric, categorical=categorical, target_mean=mean, target_std=std)
+    return Encoder(
+        task=task,
+        numeric=numeric,
+        categorical=categorical,
+        tensors=tensors,
+        texts=texts,
+        classes=classes if task == "multiclass" else (),
+        target_mean=mean,
+        target_std=std,
+    )
 
 
 def request_table(rows: Sequence[dict[str, Any]], encoder: Encoder) -> pa.Table:
-    """Events from requests (one dict of features a row); features that are absent are null, strangers are ignored."""
+    """Events from requests (one dict of features a row); features that are absent are null, strangers are ignored. A
+    tensor is a list of numbers, nested as its shape or flat. Raises `DataError` that names the row and the feature
+    where a value is not of its kind."""
     times = pa.array([row.get(EVENT_TIME) for row in rows], pa.timestamp("us", tz="UTC"))
     columns: dict[str, pa.Array] = {}
     features = [Feature(name=c.name, kind="numeric") for c in encoder.numeric]
     features += [Feature(name=c.name, kind="categorical") for c in encoder.categorical]
+    features += [c.feature for c in encoder.tensors]
+    features += [Feature(name=c.name, kind="text") for c in encoder.texts]
     for feature in features:
         if feature.name in (HOUR, WEEKDAY):
             columns[feature.name] = feature_column(pa.table({}), feature, times)
         else:
-            columns[feature.name] = _request_column([row.get(feature.name) for row in rows], feature.kind)
+            columns[feature.name] = _request_column([row.get(feature.name) for row in rows], feature)
     return pa.table(columns)
 
 
-def _request_column(values: Iterable[Any], kind: FeatureKind) -> pa.Array:
-    if kind == "numeric":
-        return pa.array([None if v is None else float(v) for v in values], pa.float64())
-    return pa.array([None if v is None else text_of(v) for v in values], pa.string())
+def _request_column(values: Sequence[Any], feature: Feature) -> pa.Array:
+    read = {"numeric": _number, "tensor": lambda value: _tensor(value, feature)}.get(feature.kind, _text)
+    found = []
+    for index, value in enumerate(values):
+        try:
+            found.append(None if value is None else read(value))
+        except (TypeError, ValueError, OverflowError) as error:
+            shown = "a list" if isinstance(value, list) else repr(str(value)[:40])
+            raise DataError(f"rows[{index}].features.{feature.name} must be {_needed(feature)}, not {shown}") from error
+    return pa.array(found, feature.type)
+
+
+def _needed(feature: Feature) -> str:
+    if feature.kind == "tensor":
+        range_ = ", whole and from 0 to 255" if feature.element == "uint8" else ""
+        return f"numbers of shape {list(feature.shape)}{range_}"
+    return "a number" if feature.kind == "numeric" else "a text"
+
+
+def _number(value: Any) -> float:
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        raise TypeError
+    return text_of(value)
+
+
+def _tensor(value: Any, feature: Feature) -> np.ndarray:
+    """(size,) of the feature's element. Raises `ValueError`."""
+    found = np.array(value)
+    flat = math.prod(feature.shape)
+    fits = found.dtype.kind in "iuf" and found.shape in (feature.shape, (flat,)) and bool(np.isfinite(found).all())
+    if fits and feature.element == "uint8":
+        fits = bool(((found >= 0) & (found <= 255) & (found == np.floor(found))).all())
+    if not fits:
+        raise ValueError("not of this shape or range")
+    return found.reshape(-1).astype(np.uint8 if feature.element == "uint8" else np.float32)
+
+
+def _tensors(table: pa.Table, column: TensorColumn) -> np.ndarray:
+    """(N, *shape) float32. Each value is moved once, from Arrow's memory to where it stays."""
+    size, row = math.prod(column.shape), 0
+    found = np.empty((table.num_rows, size), np.float32)
+    if column.name not in table.column_names:
+        found[:] = 0.0
+        return found.reshape(-1, *column.shape)
+    for chunk in table.column(column.name).chunks:
+        if len(chunk):
+            held = chunk.values
+            values = np.frombuffer(held.buffers()[1], np.uint8 if column.element == "uint8" else np.float32)
+            start = held.offset + chunk.offset * size
+            values = values[start : start + len(chunk) * size].reshape(-1, size)
+            part = found[row : row + len(chunk)]
+            if column.element == "uint8":
+                np.divide(values, np.float32(255.0), out=part)
+            else:
+                part[:] = values
+            if chunk.null_count:
+                part[np.asarray(chunk.is_null())] = 0.0
+            row += len(chunk)
+    return found.reshape(-1, *column.shape)
+
+
+def _tokens(table: pa.Table, column: TextColumn) -> np.ndarray:
+    """(N, max_tokens) int64."""
+    if column.name not in table.column_names:
+        return np.zeros((table.num_rows, column.max_tokens), np.int64)
+    return tokens(table.column(column.name), column.buckets, column.max_tokens)
 
 
 def _numbers(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -209,17 +312,6 @@ def _numbers(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(pc.fill_null(table.column(name), np.nan), dtype=np.float64)
     null = ~np.isfinite(values)
     return np.where(null, 0.0, values), null
-
-
-def _indices(table: pa.Table, column: CategoricalColumn) -> np.ndarray:
-    """(N,) int64."""
-    if column.name not in table.column_names:
-        return np.full(table.num_rows, MISSING)
-    values = table.column(column.name)
-    if len(values) <= FEW_ROWS:
-        return np.array([column.places.get(value, UNKNOWN) for value in values.to_pylist()], np.int64)
-    found = np.asarray(pc.fill_null(pc.index_in(values, value_set=column.values), UNKNOWN - FIRST)) + FIRST
-    return np.where(np.asarray(pc.is_null(values)), MISSING, found)
 
 
 def _fit_numeric(table: pa.Table, name: str) -> NumericColumn | None:
@@ -251,22 +343,6 @@ def _moments(values: np.ndarray) -> tuple[float, float]:
     scale = float(np.abs(values).max()) or 1.0
     small = values / scale
     return float(small.mean()) * scale, float(small.std()) * scale or 1.0
-
-
-def _new_values(column: pa.ChunkedArray, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Values that are not known, most frequent first, as many as there is room for."""
-    room = MAX_CATEGORIES - len(known)
-    fresh = column.filter(pc.invert(pc.is_in(column, value_set=pa.array(known, pa.string())))) if known else column
-    counts = pc.value_counts(fresh.drop_null())
-    if len(counts) > room > 0:
-        log.warning(
-            "there are %d categories more than the %d that fit; the rare ones count as unknown",
-            len(counts) - room,
-            room,
-        )
-    table = pa.table({"value": counts.field(0), "count": counts.field(1)})
-    order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])[: max(0, room)]
-    return tuple(table.column("value").take(order).to_pylist())
 
 
 def _natural(value: str | float) -> tuple[int, float, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -21,11 +22,10 @@ from cltrain.data.schema import (
     Schema,
     event_roles,
     infer_schema,
-    kind_of,
     union,
     with_features,
 )
-from cltrain.data.values import examples
+from cltrain.data.values import examples, is_list, tensor_form, with_lengths
 from cltrain.errors import DataError, DigestError, LabelError, SchemaError
 from cltrain.records import EVENT_TIME, LABEL, LABEL_TIME
 from cltrain.storage import digest_file
@@ -99,10 +99,11 @@ class LogFile:
 class EventLog:
     """All files that a source has, each read once for its times. `refresh` takes in new ones.
 
-    The features are those of all files that are there at first; a file that lacks one has nulls there, and columns
-    that come later are not used. A file that cannot be read, lacks a column with a role, or holds what its columns
-    cannot hold is set aside and never lost from sight: `set_aside` maps its name to the reason, and it is tried again
-    once it has changed. Raises `DataError` when there is no event, `LabelError` when labels do not fit the task.
+    The features are those of all files that are there at first, and the length of lists is that of the first of them; a
+    file that lacks one has nulls there, and columns that come later are not used. A file that cannot be read, lacks a
+    column with a role, or holds what its columns cannot hold is set aside and never lost from sight: `set_aside` maps
+    its name to the reason, and it is tried again once it has changed. Raises `DataError` when there is no event,
+    `LabelError` when labels do not fit the task.
     """
 
     def __init__(self, source: Source) -> None:
@@ -152,15 +153,31 @@ class EventLog:
         return new
 
     def _first_schema(self, names: list[str]) -> Schema:
-        found, reasons = [], []
+        found, reasons = {}, []
         for name in names:
             try:
-                found.append(self.source.schema(name))
+                found[name] = self.source.schema(name)
             except UNREADABLE as error:
                 reasons.append(_one_line(error))
         if not found:
             raise DataError(f"{self._about()}: none of {len(names)} file(s) can be read; the first says: {reasons[0]}")
-        return infer_schema(union(found), self.source.columns)
+        types = union(found.values())
+        for i, field in enumerate(types):
+            if is_list(field.type) and not tensor_form(field.type) and field.name not in self.source.columns.exclude:
+                types = types.set(i, field.with_type(self._measured(field, found)))
+        return infer_schema(types, self.source.columns)
+
+    def _measured(self, field: pa.Field, files: Mapping[str, pa.Schema]) -> pa.DataType:
+        """The type of a column of lists with the length that they have in the first rows where there are any."""
+        for name, schema in files.items():
+            with contextlib.suppress(*UNREADABLE):
+                if field.name in schema.names and schema.field(field.name).type == field.type:
+                    for _, batch in self.source.read(name, [field.name]):
+                        found = with_lengths(field.type, batch.column(field.name))
+                        if found != field.type:
+                            return found
+                        break
+        return field.type
 
     def _index(self, name: str, stamp: tuple[int, int]) -> LogFile:
         found = self.source.schema(name)
@@ -326,7 +343,7 @@ def _us(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _certain(feature: Feature, found: pa.Schema) -> bool:
-    return found.names.count(feature.name) == 1 and kind_of(found.field(feature.name).type) == feature.kind
+    return found.names.count(feature.name) == 1 and feature.fits(found.field(feature.name).type)
 
 
 def _one_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from cltrain.errors import ConfigError, DataError
 from cltrain.storage import filesystem_of
 
 BATCH_ROWS = 65_536
+BATCH_BYTES = 128 << 20  # of rows as they are in the file, uncompressed: fewer of them at once where they are wide
 BUFFER_BYTES = 1 << 20
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -90,9 +91,10 @@ class ParquetSource(Columns):
             constants = _folder_columns(name, present)
             if columns is not None:
                 constants = {c: v for c, v in constants.items() if c in columns}
+            at_once = _rows_at_once(parquet.metadata)
             for part, groups in enumerate(_runs(parquet.metadata)):
                 if parts is None or part in parts:
-                    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+                    for batch in parquet.iter_batches(at_once, row_groups=groups, columns=wanted):
                         for column, value in constants.items():
                             batch = batch.append_column(column, pa.repeat(value, batch.num_rows))
                         yield part, batch
@@ -106,6 +108,11 @@ class ParquetSource(Columns):
 
 def _hidden(part: str) -> bool:
     return part.startswith((".", "_")) and "=" not in part
+
+
+def _rows_at_once(metadata: pq.FileMetaData) -> int:
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(size, 1)))
 
 
 def _runs(metadata: pq.FileMetaData) -> list[list[int]]:

@@ -1,14 +1,16 @@
 """What the columns of a table are, and how any table becomes events of one form.
 
 An event table has `_event_id` (string), `_event_time` and `_label_time` (timestamp, microseconds, UTC), `_label`
-(float64, or string for classes; null while unknown) and then the features under their own names: numeric ones as
-float64 (finite), categorical ones as string, both nullable.
+(float64, or string for classes; null while unknown) and then the features under their own names, all nullable: numeric
+ones as float64 (finite), categorical ones as string, texts as large_string, and tensors as flat fixed-size lists of
+uint8 or of float32 (finite).
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +19,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cltrain.data.values import TIMESTAMP, UNREADABLE, instants, is_text, labels, numbers, text_of, texts
+from cltrain.data.values import (
+    TIMESTAMP,
+    UNREADABLE,
+    instants,
+    is_text,
+    labels,
+    numbers,
+    tensor_form,
+    tensors,
+    text_of,
+    texts,
+)
 from cltrain.errors import ConfigError, SchemaError
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME
 from cltrain.task import check_task
@@ -26,16 +39,20 @@ log = logging.getLogger(__name__)
 
 HOUR, WEEKDAY = "_hour", "_weekday"
 RESERVED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, HOUR, WEEKDAY, "_reservoir_key")  # the last one is the memory's
-FeatureKind = Literal["numeric", "categorical"]
+FeatureKind = Literal["numeric", "categorical", "tensor", "text"]
+INPUTS = ("numeric", "categorical", "self")  # what a column that is an input of its own cannot be called
+MAX_CATEGORIES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Which column is what, as the user says it; the rest are features.
 
-    Strings, booleans and dictionaries are categorical, numbers numeric, unless `categorical` names them.
-    `positive` names the positive label of a binary task whose labels are not 0 and 1. With `time_features` the
-    hour of the day and the day of the week of the event time become features.
+    Strings, booleans and dictionaries are categorical, numbers numeric, unless `categorical` names them, and lists of
+    numbers that all have one length are tensors. `text` names columns of words: the first `max_tokens` of each row are
+    hashed into `text_buckets`. Each categorical column has room for `max_categories`; after that, those not met for
+    longest make room for new ones. `positive` names the positive label of a binary task whose labels are not 0 and 1.
+    With `time_features` the hour of the day and the day of the week of the event time become features.
     """
 
     event_time: str
@@ -45,13 +62,22 @@ class Columns:
     event_id: str | None = None
     exclude: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    text_buckets: int = 8192
+    max_tokens: int = 64
+    max_categories: int = MAX_CATEGORIES
     positive: str | int | float | bool | None = None
     time_features: bool = True
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        object.__setattr__(self, "exclude", tuple(self.exclude))
-        object.__setattr__(self, "categorical", tuple(self.categorical))
+        for name in ("exclude", "categorical", "text"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if both := sorted({*self.categorical} & {*self.text}):
+            raise ConfigError(f"data.categorical and data.text both name {', '.join(both)}: leave it in one of them")
+        for name, least in (("text_buckets", 2), ("max_tokens", 1), ("max_categories", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} must be {least} or more, not {getattr(self, name)}")
         if self.positive is not None:
             object.__setattr__(self, "positive", text_of(self.positive))
             if self.task != "binary":
@@ -71,8 +97,28 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
+    """`shape` and `element` (uint8 or float) are those of tensors."""
+
     name: str
     kind: FeatureKind
+    shape: tuple[int, ...] = ()
+    element: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    @property
+    def type(self) -> pa.DataType:
+        """Of its column in an event table."""
+        if self.kind == "tensor":
+            return pa.list_(pa.type_for_alias(self.element), math.prod(self.shape))
+        return {"numeric": pa.float64(), "categorical": pa.string(), "text": pa.large_string()}[self.kind]
+
+    def fits(self, type_: pa.DataType) -> bool:
+        """Whether every value of a column of this type can be one of this feature."""
+        if self.kind == "tensor":
+            return tensor_form(type_) == (self.shape, self.type.value_type)
+        return kind_of(type_) == ("categorical" if self.kind == "text" else self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +137,7 @@ class Schema:
         """The form of its event tables."""
         label = pa.string() if self.columns.task == "multiclass" else pa.float64()
         types = {EVENT_ID: pa.string(), EVENT_TIME: TIMESTAMP, LABEL_TIME: TIMESTAMP, LABEL: label}
-        return pa.schema(types | {f.name: pa.float64() if f.kind == "numeric" else pa.string() for f in self.features})
+        return pa.schema(types | {f.name: f.type for f in self.features})
 
     @property
     def wanted(self) -> list[str]:
@@ -124,6 +170,7 @@ def infer_schema(table: pa.Schema, columns: Columns) -> Schema:
     }
     named |= {f"data.exclude[{i}]": name for i, name in enumerate(columns.exclude)}
     named |= {f"data.categorical[{i}]": name for i, name in enumerate(columns.categorical)}
+    named |= {f"data.text[{i}]": name for i, name in enumerate(columns.text)}
     for key, name in named.items():
         if name is not None and name not in table.names:
             close = difflib.get_close_matches(name, table.names, n=1)
@@ -139,13 +186,11 @@ def infer_schema(table: pa.Schema, columns: Columns) -> Schema:
                 f"column {field.name} has a name that cltrain uses itself: rename it, or leave it out with "
                 f"data.exclude='[{field.name}]'"
             )
-        kind = kind_of(field.type)
-        if field.name in columns.categorical:
-            features.append(Feature(name=field.name, kind="categorical"))
-        elif kind is None:
+        feature = _feature(field, columns)
+        if feature is None:
             ignored.append(field.name)
         else:
-            features.append(Feature(name=field.name, kind=kind))
+            features.append(feature)
     if columns.time_features:
         features += [Feature(name=HOUR, kind="numeric"), Feature(name=WEEKDAY, kind="categorical")]
     if ignored:
@@ -153,6 +198,20 @@ def infer_schema(table: pa.Schema, columns: Columns) -> Schema:
     if not features:
         raise SchemaError(f"no column is left to learn from; the table has: {', '.join(table.names)}")
     return Schema(columns=columns, features=tuple(features), ignored=tuple(ignored))
+
+
+def _feature(field: pa.Field, columns: Columns) -> Feature | None:
+    kind = kind_of(field.type)
+    if field.name in columns.categorical:
+        kind = "categorical"
+    elif field.name in columns.text:
+        kind = "text"
+    if kind in ("tensor", "text") and field.name in INPUTS:
+        raise SchemaError(f"column {field.name} is a {kind}, which cannot have this name: rename it")
+    if kind == "tensor" and (form := tensor_form(field.type)):
+        element = "uint8" if pa.types.is_uint8(form[1]) else "float"
+        return Feature(name=field.name, kind=kind, shape=form[0], element=element)
+    return Feature(name=field.name, kind=kind) if kind else None
 
 
 def kind_of(type_: pa.DataType) -> FeatureKind | None:
@@ -163,7 +222,7 @@ def kind_of(type_: pa.DataType) -> FeatureKind | None:
         return "categorical"
     if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
         return "numeric"
-    return None
+    return "tensor" if tensor_form(type_) else None
 
 
 def event_table(batch: pa.RecordBatch | pa.Table, schema: Schema, file: str, first_row: int) -> pa.Table:
@@ -206,17 +265,19 @@ def with_features(roles: pa.Table, batch: pa.RecordBatch | pa.Table, schema: Sch
 def feature_column(
     batch: pa.RecordBatch | pa.Table, feature: Feature, event_time: pa.ChunkedArray | pa.Array
 ) -> pa.ChunkedArray | pa.Array:
-    """One feature as float64 or string; a value that cannot be read as its kind raises `SchemaError`."""
+    """One feature, with its type; a value that cannot be read as its kind raises `SchemaError`."""
     if feature.name == HOUR:
         of_minute = pc.add(pc.multiply(pc.hour(event_time), 60), pc.minute(event_time))
         return pc.divide(pc.cast(pc.add(pc.multiply(of_minute, 60), pc.second(event_time)), pa.float64()), 3600.0)
     if feature.name == WEEKDAY:
         return pc.cast(pc.day_of_week(event_time), pa.string())
     if feature.name not in batch.schema.names:
-        return pa.nulls(batch.num_rows, pa.float64() if feature.kind == "numeric" else pa.string())
+        return pa.nulls(batch.num_rows, feature.type)
     column = _column(batch, feature.name)
     try:
-        return numbers(column) if feature.kind == "numeric" else texts(column)
+        if feature.kind == "tensor":
+            return tensors(column, feature.shape, feature.type.value_type)
+        return numbers(column) if feature.kind == "numeric" else texts(column).cast(feature.type)
     except UNREADABLE as error:
         raise SchemaError(
             f"column {feature.name} was {feature.kind} and is now {column.type}: {error}; "

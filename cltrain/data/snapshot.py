@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "holdout", "all"]
 CACHE_ROWS = 65_536
+CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +248,11 @@ def read_rows(storage: Storage, digest: str) -> pa.Table:
 
 
 def _in_batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in pieces of `CACHE_ROWS` or more, each in one run of memory."""
+    """The same rows in pieces of `CACHE_ROWS` or `CACHE_BYTES` or more, each in one run of memory."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
-        if sum(t.num_rows for t in held) >= CACHE_ROWS:
+        if sum(t.num_rows for t in held) >= CACHE_ROWS or sum(t.nbytes for t in held) >= CACHE_BYTES:
             yield pa.concat_tables(held).combine_chunks()
             held = []
     if held:

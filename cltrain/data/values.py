@@ -3,6 +3,7 @@ value is one of many."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -46,6 +47,74 @@ def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), WHOLE))
     digits = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
     return pc.if_else(whole, digits, values.cast(pa.string()))
+
+
+def tensor_form(type_: pa.DataType) -> tuple[tuple[int, ...], pa.DataType] | None:
+    """Shape and element type of a column of tensors: nested fixed-size lists of numbers, or Arrow's tensors of fixed
+    shape (as they lie in memory). uint8 stays what it is, other numbers are float32. None for other types.
+
+    >>> tensor_form(pa.list_(pa.list_(pa.uint8(), 3), 2))
+    ((2, 3), DataType(uint8))
+    """
+    shape: list[int] = []
+    while isinstance(type_, pa.BaseExtensionType) or pa.types.is_fixed_size_list(type_):
+        if isinstance(type_, pa.FixedShapeTensorType):
+            shape, type_ = [*shape, *type_.shape], type_.value_type
+        elif pa.types.is_fixed_size_list(type_):
+            shape, type_ = [*shape, type_.list_size], type_.value_type
+        else:
+            return None
+    if not shape or 0 in shape or not (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
+        return None
+    return tuple(shape), pa.uint8() if pa.types.is_uint8(type_) else pa.float32()
+
+
+def is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def with_lengths(type_: pa.DataType, values: pa.Array | pa.ChunkedArray) -> pa.DataType:
+    """`type_` with a fixed size for the lists that all have the same length in `values`, which are of that type.
+
+    >>> with_lengths(pa.list_(pa.int64()), pa.array([[1, 2], None, [3, 4]]))
+    FixedSizeListType(fixed_size_list<item: int64>[2])
+    """
+    if not is_list(type_):
+        return type_
+    lengths = pc.unique(pc.list_value_length(values).drop_null())
+    if len(lengths) != 1:
+        return type_
+    return pa.list_(with_lengths(type_.value_type, pc.list_flatten(values)), lengths[0].as_py())
+
+
+def tensors(column: pa.ChunkedArray, shape: Sequence[int], element: pa.DataType) -> pa.ChunkedArray:
+    """Flat fixed-size lists of `element`; null where there is no list, and 0 in place of an element that is null or not
+    finite. Raises `pyarrow.ArrowInvalid` where a list has another length, or a number does not fit uint8."""
+    size = math.prod(shape)
+    chunks = [_flat(chunk, shape, element) for chunk in column.chunks if len(chunk)]
+    return pa.chunked_array(chunks, pa.list_(element, size))
+
+
+def _flat(chunk: pa.Array, shape: Sequence[int], element: pa.DataType) -> pa.FixedSizeListArray:
+    size, rows = math.prod(shape), len(chunk)
+    if pa.types.is_null(chunk.type):
+        return pa.nulls(rows, pa.list_(element, size))
+    values = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
+    null = values.is_null() if values.null_count else None
+    found = tensor_form(chunk.type)
+    if found is None or found[0] != tuple(shape):
+        lists = element
+        for length in reversed(shape):
+            lists = pa.list_(lists, length)
+        values = values.cast(lists, safe=pa.types.is_integer(element))
+    while pa.types.is_fixed_size_list(values.type):
+        length = values.type.list_size
+        values = values.values.slice(values.offset * length, len(values) * length)
+    values = values.cast(element, safe=pa.types.is_integer(element))
+    values = pc.fill_null(values, 0) if values.null_count else values
+    if pa.types.is_floating(element) and not (finite := np.isfinite(values)).all():
+        values = pa.array(np.where(finite, values, np.float32(0)))
+    return pa.FixedSizeListArray.from_arrays(values, size, mask=null)
 
 
 def text_of(value: Any) -> str:

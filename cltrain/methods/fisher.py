@@ -1,4 +1,4 @@
-"""The per-example empirical Fisher information, diagonal."""
+"""Importance of parameters from per-example gradients: the diagonal empirical Fisher information, and MAS's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from cltrain.batch import Batch
+from cltrain.methods.base import Absorbed
+from cltrain.seeding import torch_generator
 from cltrain.task import row_losses
 
 BUDGET_BYTES = 256 << 20
 Named = dict[str, Tensor]
+Scalar = Callable[[Tensor, Tensor], Tensor]  # of outputs (1, C) and target (1,) of one row
 
 
 def squared_gradient_sum(model: nn.Module, task: str, batch: Batch, budget_bytes: int = BUDGET_BYTES) -> Named:
@@ -23,39 +26,59 @@ def squared_gradient_sum(model: nn.Module, task: str, batch: Batch, budget_bytes
     with the size of the batch. Gradients of a chunk of rows are held at once, within `budget_bytes`; a model that
     `torch.func.vmap` cannot trace takes its rows one by one. The weights of the rows do not count.
     """
+    return _sum_over_rows(model, batch, lambda o, t: row_losses(task, o, t)[0], Tensor.square_, budget_bytes)
+
+
+def output_sensitivity_sum(model: nn.Module, batch: Batch, budget_bytes: int = BUDGET_BYTES) -> Named:
+    """Sum over rows of the absolute gradient of the squared length of a row's outputs (Aljundi et al. 2018, eq. 3)."""
+    return _sum_over_rows(model, batch, lambda o, _: o.square().sum(), Tensor.abs_, budget_bytes)
+
+
+def held_in(absorbed: Absorbed, budget_rows: int, name: str) -> tuple[Batch, int]:
+    """This rank's share of a sample of the rows that were trained on, on the model's device, and the number of rows in
+    the whole sample."""
+    generator = torch_generator(absorbed.seed, name)
+    chosen = torch.randperm(len(absorbed.batch), generator=generator)[:budget_rows]
+    share = absorbed.shard(chosen).to(absorbed.batch.target.device)
+    return absorbed.batch.take(share).to(next(absorbed.model.parameters()).device), len(chosen)
+
+
+def _sum_over_rows(
+    model: nn.Module, batch: Batch, scalar: Scalar, size: Callable[[Tensor], Tensor], budget_bytes: int
+) -> Named:
     parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     fixed = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())
 
-    def loss_of_row(params: Named, inputs: Named, target: Tensor) -> Tensor:
+    def of_row(params: Named, inputs: Named, target: Tensor) -> Tensor:
         one = {name: value.unsqueeze(0) for name, value in inputs.items()}
-        outputs = functional_call(model, {**params, **fixed}, kwargs=one)
-        return row_losses(task, outputs, target.unsqueeze(0))[0]
+        return scalar(functional_call(model, {**params, **fixed}, kwargs=one), target.unsqueeze(0))
 
-    size = sum(p.numel() * p.element_size() for p in parameters.values())
-    chunk = max(1, min(len(batch), budget_bytes // max(size, 1)))
+    num_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
+    chunk = max(1, min(len(batch), budget_bytes // max(num_bytes, 1)))
     was_training = model.training
     model.eval()
     try:
         try:
-            return _sum_of_squares(vmap(grad(loss_of_row), in_dims=(None, 0, 0)), parameters, batch, chunk)
+            return _summed(vmap(grad(of_row), in_dims=(None, 0, 0)), parameters, batch, chunk, size)
         except RuntimeError:
-            return _sum_of_squares(_one_by_one(grad(loss_of_row)), parameters, batch, 1)
+            return _summed(_one_by_one(grad(of_row)), parameters, batch, 1, size)
     finally:
         model.train(was_training)
 
 
-def _sum_of_squares(gradients: Callable[..., Named], parameters: Named, batch: Batch, chunk: int) -> Named:
+def _summed(
+    gradients: Callable[..., Named], parameters: Named, batch: Batch, chunk: int, size: Callable[[Tensor], Tensor]
+) -> Named:
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for part in _chunks(batch, chunk):
         for name, value in gradients(parameters, dict(part.inputs), part.target).items():
-            total[name] += value.square_().sum(0)
+            total[name] += size(value).sum(0)
     return total
 
 
 def _chunks(batch: Batch, rows: int) -> Iterator[Batch]:
-    for index in torch.arange(len(batch), device=batch.target.device).split(rows):
-        if len(index):
-            yield batch.take(index)
+    for start in range(0, len(batch), rows):
+        yield batch.rows(start, min(start + rows, len(batch)))
 
 
 def _one_by_one(gradient: Callable[..., Named]) -> Callable[..., Named]:

@@ -18,7 +18,8 @@ _TABULAR = inspect.signature(TabularNet).parameters
 
 def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
     """Call `settings["_target_"]` with the other settings and with those of `spec`, `num_numeric`, `cardinalities`,
-    `num_outputs` that it has parameters for. Raises `ConfigError` that names the setting to mend."""
+    `num_outputs` that it has parameters for. Raises `ConfigError` that names the setting to mend, and when the model
+    does not take all inputs."""
     target, factory = settings.get("_target_"), _factory(settings)
     given = {k: v for k, v in settings.items() if k not in ("_target_", "name")}
     offered = {
@@ -37,7 +38,26 @@ def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
         raise ConfigError(f"model._target_={target} cannot be made with {sorted(given)}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model._target_={target} gives {type(model).__name__}, which is not a torch.nn.Module")
+    check_inputs(settings, model.forward, spec)
     return model
+
+
+def check_inputs(settings: Mapping[str, Any], forward: Callable[..., Any], spec: InputSpec) -> None:
+    """Raises `ConfigError` if `forward` has no parameter for a column of tensors or text."""
+    try:
+        wanted = inspect.signature(forward).parameters
+    except (TypeError, ValueError):  # not one of Python's own
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in wanted.values()):
+        return
+    for kind, model, columns in (("tensors", "cnn", spec.tensors), ("text", "text", spec.texts)):
+        for column in columns:
+            if column.name not in wanted:
+                raise ConfigError(
+                    f"model._target_={settings['_target_']} does not take column {column.name}, which holds {kind}: "
+                    f"use model={model}, give its forward a parameter {column.name} (or **inputs), or leave the column "
+                    f"out with data.exclude='[{column.name}]'"
+                )
 
 
 def supports_incremental(settings: Mapping[str, Any]) -> bool:

@@ -1,54 +1,55 @@
-"""The optimizer, and its state as tensors by name."""
+"""The optimizer of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cltrain.models.growth import grown
+from cltrain.errors import ConfigError
 from cltrain.train.settings import Training
 
-Parameters = Mapping[str, Tensor]
+KNOWN: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
 
 
-def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters of a model that is on its device. Weight decay is for matrices: it would pull
-    the embedding of a category that no row mentions towards 0, which is forgetting without evidence."""
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer on the trainable parameters of a model that is on its device. Weight decay is for matrices: it
+    would pull the embedding of a category that no row mentions towards 0, which is forgetting without evidence."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.dim() >= 2 and id(p) not in tables]
     rest = [p for p in trained if p.dim() < 2 or id(p) in tables]
     groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=training.learning_rate, fused=fused)
+    groups = [g for g in groups if g["params"]]
+    settings: dict[str, Any] = {"lr": training.learning_rate, **training.optimizer_settings}
+    if training.optimizer in KNOWN:
+        settings["fused"] = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
+    try:
+        return _factory(training.optimizer)(groups, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train.optimizer={training.optimizer} cannot be made with {settings}: {error}") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:
-    """Copies of the optimizer's state, on the CPU, by slot and parameter name, such as `exp_avg/head.weight`."""
-    return {
-        f"{slot}/{name}": torch.as_tensor(value).detach().cpu().clone()
-        for name, parameter in parameters.items()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
+def step_size(optimizer: torch.optim.Optimizer) -> float | None:
+    """The learning rate of an optimizer whose step is that times the gradient, and None of any other."""
+    return optimizer.param_groups[0]["lr"] if isinstance(optimizer, torch.optim.SGD) else None
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
-    """Put back copies of what `optimizer_tensors` gave. Rows of a parameter that are new, and parameters without state,
-    start fresh."""
-    whole = optimizer.state_dict()
-    places = dict(zip((id(p) for g in optimizer.param_groups for p in g["params"]), _indices(whole), strict=True))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        slot, name = key.split("/", 1)
-        if name in parameters:
-            like = parameters[name].detach().cpu()
-            whole_value = grown(key, value, torch.zeros_like(like, dtype=value.dtype)) if value.dim() else value
-            # A clone, since the optimizer would take the tensor itself and change it in place.
-            state.setdefault(places[id(parameters[name])], {})[slot] = whole_value.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
-
-
-def _indices(whole: Mapping[str, list[dict[str, list[int]]]]) -> list[int]:
-    return [index for group in whole["param_groups"] for index in group["params"]]
+def _factory(name: str) -> Callable[..., torch.optim.Optimizer]:
+    if name in KNOWN:
+        return KNOWN[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"train.optimizer={name} must be one of {', '.join(KNOWN)} or package.Optimizer: {error}"
+        ) from error
+    return found

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cltrain.batch import Batch, join
+from cltrain.batch import Batch
 from cltrain.seeding import torch_generator
 from cltrain.task import row_losses
-from cltrain.train.engines.plain import Plain
+from cltrain.train.checkpoint import Checkpoint, Checkpoints
+from cltrain.train.engines.plain import Named
+from cltrain.train.loader import Draw, Loader, hide_categories
 from cltrain.train.settings import Training
-from cltrain.train.step import Stepper, hide_categories
+from cltrain.train.step import Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,38 +29,61 @@ class Passed:
 
 
 def train_passes(
-    stepper: Stepper, net: nn.Module, rows: Batch, exemplars: Batch | None, training: Training, seed: int
+    stepper: Stepper,
+    rows: Batch,
+    exemplars: Batch | None,
+    training: Training,
+    seed: int,
+    *,
+    ahead: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> Passed:
-    """Train on all `rows` but those kept aside to stop early, and leave `net` in eval mode.
+    """Train on all `rows` but those kept aside to stop early, and leave the model in eval mode.
 
-    Each use of chance has a generator of its own, so that a method which rehearses nothing takes the very steps of one
-    that does not rehearse.
+    All ranks draw the same rows and each then takes its share, so that two ranks do what one does. Every use of chance
+    in a pass has a generator of its own, so that a method which rehearses nothing takes the very steps of one that does
+    not rehearse, and so that a pass can be taken up in its middle. `ahead` says that the rows are not on the device.
     """
-    device = rows.target.device
-    shuffle, hide, hide_old = (torch_generator(seed, name) for name in ("shuffle", "hide", "hide exemplars"))
-    shuffled = torch.randperm(len(rows), generator=shuffle).to(device)
+    net, device = stepper.running.net, stepper.engine.device
+    shuffled = torch.randperm(len(rows), generator=torch_generator(seed, "shuffle")).to(rows.target.device)
     kept_aside = training.validation_rows(len(rows))
     learned = shuffled[kept_aside:]
-    best = Best.on(rows, shuffled[:kept_aside], net, stepper) if kept_aside else None
+    best = Best.on(rows, shuffled[:kept_aside], stepper) if kept_aside else None
     batch_size, epochs = training.plan(len(learned))
     steps_per_pass = -(-len(learned) // batch_size)
-    steps = visited = replayed = 0
+    steps = visited = replayed = begin = skip = 0
     loss_sum = torch.zeros((), device=device)
-    for _ in range(epochs):
-        stepper.module.train()
-        seen = hide_categories(rows, training.unknown_rate, hide)
-        if exemplars is not None:
-            seen = join([seen, hide_categories(exemplars, training.unknown_rate, hide_old)])
-        order = learned[torch.randperm(len(learned), generator=shuffle).to(device)]
-        for index in order.tensor_split(steps_per_pass):
-            learning_rate = training.learning_rate_at(steps / (epochs * steps_per_pass))
-            for group in stepper.optimizer.param_groups:
-                group["lr"] = learning_rate
-            loss, rehearsed = stepper.step(seen, len(rows), index)
-            loss_sum += loss
-            visited += len(index) + rehearsed
+    if checkpoints is not None and (saved := checkpoints.load()) is not None:
+        begin, skip, steps, visited, replayed = saved.epoch, saved.step, saved.steps, saved.rows, saved.replayed
+        loss_sum = saved.tensors["loss"].to(device)
+        _restore(stepper, saved, best)
+    for epoch in range(begin, epochs):
+        stepper.running.module.train()
+        seen = hide_categories(rows, training.unknown_rate, torch_generator(seed, "hide", epoch))
+        old = exemplars
+        if old is not None:
+            old = hide_categories(old, training.unknown_rate, torch_generator(seed, "hide exemplars", epoch))
+        loader = Loader(
+            seen,
+            old,
+            engine=stepper.engine,
+            method=stepper.method,
+            accumulate=training.accumulate,
+            ahead=ahead,
+            seed=seed,
+        )
+        draws = list(_draws(stepper, learned, exemplars, steps_per_pass, seed, epoch))[skip:]
+        for step, (draw, batch) in enumerate(zip(draws, loader.batches(draws), strict=True), skip + 1):
+            stepper.running.set_learning_rate(training.learning_rate_at(steps / (epochs * steps_per_pass)))
+            loss_sum += stepper.step(batch)
+            rehearsed = 0 if draw.old is None else len(draw.old)
+            visited += len(draw.new) + rehearsed
             replayed += rehearsed
             steps += 1
+            if checkpoints is not None and checkpoints.due(steps):
+                numbers = {"epoch": epoch, "step": step, "steps": steps, "rows": visited, "replayed": replayed}
+                checkpoints.save(_checkpoint(stepper, best, loss_sum, numbers))
+        skip = 0
         if best is not None and best.passes_since() >= training.passes_without_gain(epochs):
             break
     if best is not None:
@@ -68,42 +92,82 @@ def train_passes(
     return Passed(steps=steps, rows=visited, replayed=replayed, loss=stepper.engine.sum(loss_sum).item() / steps)
 
 
+def _draws(
+    stepper: Stepper, learned: Tensor, exemplars: Batch | None, steps: int, seed: int, epoch: int
+) -> Iterator[Draw]:
+    """The batches of one pass."""
+    device = learned.device
+    order = learned[torch.randperm(len(learned), generator=torch_generator(seed, "shuffle", epoch)).to(device)]
+    rehearse = torch_generator(seed, "rehearse", epoch)
+    remembered = 0 if exemplars is None else len(exemplars)
+    for number, new in enumerate(order.tensor_split(steps)):
+        old = stepper.method.rehearse(len(new), remembered, rehearse) if remembered else None
+        yield Draw(new, None if old is None else old.to(device), (epoch, number))
+
+
 @dataclass
 class Best:
     """The best state of a model so far, by its loss on validation rows, of which `share` is this rank's part. The
     loss is summed over the ranks, so that all of them decide alike."""
 
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    task: str
+    stepper: Stepper
     share: Batch
-    engine: Plain
     loss: float = float("inf")
     passes: int = 0
-    saved: Any = None
+    weights: Named = field(default_factory=dict)
+    optimizer: Named = field(default_factory=dict)
 
     @classmethod
-    def on(cls, rows: Batch, index: Tensor, net: nn.Module, stepper: Stepper) -> Best:
-        share = rows.take(stepper.engine.shard(index))
-        return cls(net, stepper.optimizer, stepper.task, share, stepper.engine)
+    def on(cls, rows: Batch, index: Tensor, stepper: Stepper) -> Best:
+        mine = stepper.engine.shard(index)
+        share = rows.take(mine if len(mine) else index[:1])
+        if not len(mine):  # every rank must run the model, which may be in pieces
+            share.weight.zero_()
+        return cls(stepper, share.to(stepper.engine.device))
 
     def passes_since(self) -> int:
         """Look at the model as it is now; how many looks in a row were no better than the best one?"""
-        self.net.eval()
-        with torch.inference_mode():
-            mine = torch.zeros((), device=self.share.target.device)
-            if len(self.share):
-                losses = row_losses(self.task, self.net(**self.share.inputs), self.share.target)
-                mine += (losses * self.share.weight).sum()
-            loss = self.engine.sum(mine).item()
+        running, engine = self.stepper.running, self.stepper.engine
+        running.net.eval()
+        with torch.no_grad():
+            losses = row_losses(self.stepper.task, running.module(**self.share.inputs), self.share.target)
+            loss = engine.sum((losses * self.share.weight).sum()).item()
         if loss < self.loss:
             self.loss, self.passes = loss, 0
-            self.saved = copy.deepcopy((self.net.state_dict(), self.optimizer.state_dict()))
+            self.weights, self.optimizer = running.weights(), running.optimizer_tensors()
         else:
             self.passes += 1
         return self.passes
 
     def restore(self) -> None:
-        if self.saved is not None:
-            self.net.load_state_dict(self.saved[0])
-            self.optimizer.load_state_dict(self.saved[1])
+        if self.weights:
+            self.stepper.running.load_weights(self.weights)
+            self.stepper.running.load_optimizer(self.optimizer)
+
+
+def _checkpoint(stepper: Stepper, best: Best | None, loss_sum: Tensor, numbers: dict[str, int]) -> Checkpoint:
+    running = stepper.running
+    kinds = {"weights": running.weights(), "optimizer": running.optimizer_tensors()}
+    kinds |= {f"method/{slot}": running.gather(pieces) for slot, pieces in stepper.state.tensors.items()}
+    if best is not None and best.weights:
+        kinds |= {"best_weights": best.weights, "best_optimizer": best.optimizer}
+    tensors = {f"{kind}/{name}": value for kind, named in kinds.items() for name, value in named.items()}
+    return Checkpoint(
+        **numbers,
+        best_loss=best.loss if best and best.weights else None,
+        best_passes=best.passes if best else 0,
+        tensors=tensors | {"loss": loss_sum.cpu()},
+    )
+
+
+def _restore(stepper: Stepper, saved: Checkpoint, best: Best | None) -> None:
+    stepper.running.load_weights(saved.of("weights"))
+    stepper.running.load_optimizer(saved.of("optimizer"))
+    slots: dict[str, Named] = {}
+    for key, value in saved.of("method").items():
+        slot, name = key.split("/", 1)
+        slots.setdefault(slot, {})[name] = value
+    stepper.set_tensors({slot: stepper.running.scatter(named) for slot, named in slots.items()})
+    if best is not None and saved.best_loss is not None:
+        best.loss, best.passes = saved.best_loss, saved.best_passes
+        best.weights, best.optimizer = saved.of("best_weights"), saved.of("best_optimizer")

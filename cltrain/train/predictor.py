@@ -72,7 +72,8 @@ class Predictor:
 
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Predictions for requests, one dict of features a row: `probability` of the positive class, `probabilities` by
-        class and the likeliest `label`, or `value`. Raises `ValueError` when a number cannot be read."""
+        class and the likeliest `label`, or `value`. Raises `DataError` that names the row and the feature where a
+        value is not of its kind, such as `rows[0].features.x must be a number`."""
         outputs, _ = self.outputs(request_table([dict(row) for row in rows], self.state.encoder))
         values = predictions(self.task, outputs.double()).tolist()
         if self.task == "binary":

@@ -2,73 +2,111 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cltrain.batch import UNKNOWN, Batch
-from cltrain.methods import Method, MethodState
-from cltrain.task import row_losses
-from cltrain.train.engines.plain import Plain
+from cltrain.batch import Batch
+from cltrain.methods import Joined, Method, MethodState
+from cltrain.methods.base import Named
+from cltrain.task import mean_loss, row_losses
+from cltrain.train.engines.plain import Plain, Running
+from cltrain.train.optimizer import step_size
+from cltrain.train.settings import Training
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
+class Rows:
+    """What one step trains on, on this rank: its share of a global batch, in parts that are passed one after another,
+    each with its number of new rows, which come before the rehearsed ones. The weights are those of all new and of all
+    rehearsed rows of the global batch; `even` says that this is all of it and that every row weighs 1. `reference`:
+    rehearsed rows with a gradient of their own, and their global weight, for a method that projects."""
+
+    parts: list[tuple[Batch, int]]
+    new_weight: Tensor | float
+    old_weight: Tensor | float
+    even: bool = False
+    reference: tuple[Batch, Tensor | float] | None = None
+
+
 class Stepper:
-    """Takes steps on a model with one method; holds what stays the same from step to step.
+    """Takes steps on a model with one method; holds what stays the same from step to step."""
 
-    The rows of a pass are one batch: `fresh` new rows, and then the exemplars of the memory. All ranks draw the same
-    indices from `generator` and each then takes its share, so that two ranks do what one does.
-    """
+    def __init__(
+        self, *, running: Running, task: str, method: Method, state: MethodState, engine: Plain, training: Training
+    ) -> None:
+        self.running, self.engine, self.task, self.training = running, engine, task, training
+        self.method, self.state = method, state
+        self.module: Callable[..., Tensor] = running.module
+        if training.compile != "off":
+            mode = None if training.compile == "default" else training.compile
+            self.module = torch.compile(running.module, mode=mode)
+        self._one_mean = method.rehearsed_weight is None and not method.has_terms
+        self._alters = method.penalises or method.projects
+        self._precision = torch.bfloat16 if training.precision == "bfloat16" else None
 
-    module: nn.Module
-    parameters: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
-    task: str
-    method: Method
-    state: MethodState
-    engine: Plain
-    generator: torch.Generator
-    max_grad_norm: float | None = None
+    def set_tensors(self, tensors: dict[str, Named]) -> None:
+        """Go on with these pieces of what the method remembers."""
+        self.state = dataclasses.replace(self.state, tensors=tensors)
 
-    def step(self, rows: Batch, fresh: int, index: Tensor) -> tuple[Tensor, int]:
-        """Train on `rows[index]`, the global batch of new rows, and on what the method rehearses of `rows[fresh:]`.
+    def step(self, rows: Rows) -> Tensor:
+        """Train on `rows`. Returns this rank's share of the loss: a tensor, not yet waited for."""
+        reference = None if rows.reference is None else self._reference(*rows.reference)
+        losses = []
+        for number, (batch, fresh) in enumerate(rows.parts, 1):
+            with nullcontext() if number == len(rows.parts) else self.running.without_sync():
+                loss = self._loss(batch, fresh, rows)
+                self.running.backward(loss, first=number == 1)
+            losses.append(loss.detach())
 
-        Returns this rank's share of the mean loss (a tensor, not yet waited for) and the number of rehearsed rows
-        in the global batch.
-        """
-        rehearsed = self.method.rehearse(len(index), len(rows) - fresh, self.generator)
-        if rehearsed is not None:
-            index = torch.cat([index, rehearsed.to(index.device) + fresh])
+        def alter(values: Named, gradients: Named) -> None:
+            if reference is not None:
+                self.method.project(gradients, reference, self.engine.sum)
+            self.method.penalise(self.state, values, gradients, step_size(self.running.optimizer))
 
-        batch = rows.take(self.engine.shard(index))
-        weight, total_weight = batch.weight, batch.weight.sum()
-        if self.engine.world > 1:
-            total_weight = rows.weight.index_select(0, index).sum()
-            if not len(batch):
-                # Every rank must reach the all-reduce of the gradients: one row, which counts nothing.
-                batch = rows.take(index[:1])
-                weight = torch.zeros_like(batch.weight)
+        self.running.step(alter if self._alters else None, self.training.max_grad_norm)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-        outputs = self.module(**batch.inputs)
+    def _loss(self, batch: Batch, fresh: int, rows: Rows) -> Tensor:
+        """The sum of the named terms over the rows of one part."""
+        outputs = self._outputs(batch)
+        if rows.even and self._one_mean:
+            return mean_loss(self.task, outputs, batch.target)
         losses = row_losses(self.task, outputs, batch.target)
-        loss = (losses * weight).sum() / total_weight
+        joined = Joined(
+            task=self.task,
+            batch=batch,
+            outputs=outputs,
+            losses=losses,
+            fresh=fresh,
+            new_weight=rows.new_weight,
+            old_weight=rows.old_weight,
+        )
+        total = self._labels(joined)
+        for term in self.method.terms(joined).values():
+            total = total + term
+        return total
 
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.engine.world if self.engine.world > 1 else loss).backward()
-        self.method.add_penalty_gradients(self.state, self.parameters)
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
-        self.optimizer.step()
-        return loss.detach(), 0 if rehearsed is None else len(rehearsed)
+    def _labels(self, joined: Joined) -> Tensor:
+        counts = self.method.rehearsed_weight
+        if counts is None:
+            return (joined.losses * joined.batch.weight).sum() / (joined.new_weight + joined.old_weight)
+        labels = joined.mean_new(joined.losses[: joined.fresh])
+        if counts and joined.old_weight:
+            labels = labels + counts * joined.mean_old(joined.losses[joined.fresh :])
+        return labels
 
+    def _reference(self, batch: Batch, weight: Tensor | float) -> Named:
+        losses = row_losses(self.task, self._outputs(batch), batch.target)
+        self.running.backward((losses * batch.weight).sum() / weight)
+        return {name: gradient.clone() for name, gradient in self.running.gradients().items()}
 
-def hide_categories(rows: Batch, rate: float, generator: torch.Generator) -> Batch:
-    """The same rows with a random `rate` of their categories replaced by the unknown one, which thereby comes to mean
-    "some category"."""
-    categorical = rows.inputs.get("categorical")
-    if categorical is None or not categorical.numel() or not rate:
-        return rows
-    mask = torch.rand(categorical.shape, generator=generator) < rate
-    hidden = categorical.masked_fill(mask.to(categorical.device), UNKNOWN)
-    return Batch({**rows.inputs, "categorical": hidden}, rows.target, rows.weight)
+    def _outputs(self, batch: Batch) -> Tensor:
+        if self._precision is None:
+            return self.module(**batch.inputs)
+        with torch.autocast(batch.target.device.type, self._precision):
+            return self.module(**batch.inputs).float()

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 
 from cltrain.config import CONF, build
 from cltrain.evaluate import Evaluation
-from cltrain.memory.reservoir import KEY
-from cltrain.methods import Method
+from cltrain.memory import Seen
+from cltrain.memory.base import KEY
+from cltrain.methods import DERpp, Method, Replay
 from cltrain.models.build import build_model, supports_incremental
 from cltrain.records import EVENT_ID, Comparison, ReportCard, from_json, to_json
 from cltrain.storage import Storage
@@ -96,19 +99,35 @@ class TestMethods:
         assert method.rehearse(16, 0, torch.Generator()) is None
 
 
+def see(rows: pa.Table) -> Seen:
+    x, z = (rows.column(name).to_numpy() for name in ("x", "z"))
+    return Seen(losses=np.abs(x), uncertainty=1 / (1 + np.abs(z)), embeddings=np.stack([x, z], 1).astype(np.float32))
+
+
 @pytest.mark.parametrize("option", options("memory"))
-def test_memories(option: str, settings_of: Settings) -> None:
-    memory = built(settings_of, "memory", option)
-    small = dataclasses.replace(memory, capacity_rows=30)
-    first = small.admit(None, events(20))
-    assert set(events(1).column_names) | {KEY} == set(first.column_names)
-    second = small.admit(first, events(50, seed=1))
-    assert second.equals(small.admit(first, events(50, seed=1)))
-    assert first.num_rows == 20
-    assert second.num_rows == 30
-    ids = second.column(EVENT_ID).to_pylist()
-    assert len(set(ids)) == 30
-    assert small.admit(second, events(50, seed=1)).equals(second)
+class TestMemories:
+    def test_admission(self, option: str, settings_of: Settings) -> None:
+        memory = built(settings_of, "memory", option)
+        small = dataclasses.replace(memory, capacity_rows=30)
+        first = small.admit(None, events(20), see)
+        assert set(events(1).column_names) | {KEY} <= set(first.column_names)
+        second = small.admit(first, events(50, seed=1), see)
+        assert second.equals(small.admit(first, events(50, seed=1), see))
+        assert first.num_rows == 20
+        assert second.num_rows == 30
+        ids = second.column(EVENT_ID).to_pylist()
+        assert len(set(ids)) == 30
+        again = small.admit(second, events(50, seed=1), see)
+        assert set(again.column(EVENT_ID).to_pylist()) == set(ids) or option == "herding", "offered twice, kept once"
+
+    @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+    def test_a_method_rehearses_from_it(self, option: str, task: str, settings_of: Settings) -> None:
+        memory = dataclasses.replace(built(settings_of, "memory", option), capacity_rows=30)
+        for method in (Replay(ratio=1.0, memory=memory), DERpp(memory=memory)):
+            state = update(events(50, task), None, method, SHORT, task).state
+            trained = update(events(40, task, seed=1), state, method, SHORT, task)
+            assert trained.rows_replayed == 40
+            assert trained.state.method.memory_rows == 30
 
 
 @pytest.mark.parametrize("option", options("model"))

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cltrain.data import encoder as module
-from cltrain.data.encoder import FEW_ROWS, FIRST, MISSING, Encoder, fit_encoder, request_table
+from cltrain.data.encoder import Encoder, fit_encoder, request_table
 from cltrain.data.schema import Columns, Schema, event_table, infer_schema
-from cltrain.errors import UpdateError
+from cltrain.data.vocabulary import FEW_ROWS, FIRST, MISSING
+from cltrain.errors import DataError, UpdateError
 from cltrain.storage import canonical_json
 
 UNKNOWN = 0
@@ -150,17 +150,6 @@ def test_an_encoder_survives_json() -> None:
         assert torch.equal(again(table).inputs["numeric"], encoder(table).inputs["numeric"])
 
 
-def test_more_categories_than_fit_keep_the_frequent_ones(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(module, "MAX_CATEGORIES", 2)
-    encoder, _ = fitted(k=["rare", "b", "b", "a", "a", "a"], y=[0, 1] * 3)
-    assert encoder.categorical[0].categories == ("a", "b")
-    assert "1 categories more than the 2 that fit" in caplog.text
-    table, _ = made(k=["new"], y=[0])
-    assert encoder.extended(table).categorical[0].categories == ("a", "b")
-
-
 def test_a_column_that_differs_in_each_row_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     fitted(k=[f"v{i}" for i in range(100)], y=[0, 1] * 50)
     assert "k differs in most rows and teaches little: data.exclude='[k]'" in caplog.text
@@ -186,5 +175,10 @@ def test_a_request_is_encoded_like_the_event_that_it_becomes() -> None:
         assert torch.equal(asked.inputs[name], tensor)
     empty = encoder(request_table([{"stranger": 1}], encoder))
     assert set(empty.inputs["categorical"].flatten().tolist()) == {MISSING}
-    with pytest.raises(ValueError, match="could not convert"):
-        request_table([{"x": "many"}], encoder)
+    for feature, value, message in (
+        ("x", "many", "must be a number, not 'many'"),
+        ("x", [1.0], "must be a number, not a list"),
+        ("k", ["a"], "must be a text, not a list"),
+    ):
+        with pytest.raises(DataError, match=rf"rows\[1\].features.{feature} {message}"):
+            request_table([{}, {feature: value}], encoder)

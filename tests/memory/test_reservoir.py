@@ -42,6 +42,21 @@ def test_every_position_is_kept_equally_often() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 27.9, "9 degrees of freedom, p = 0.001"
 
 
+def test_every_position_is_kept_equally_often_in_any_order_and_split() -> None:
+    """Chi-square over 20 places of a stream that is shuffled and cut by chance in each of 60 lineages."""
+    counts = np.zeros(20)
+    for salt in range(60):
+        generator = np.random.default_rng(salt)
+        events = rows(0, 1_000).take(generator.permutation(1_000))
+        edges = [0, *sorted(generator.integers(0, 1_000, 6).tolist()), 1_000]
+        kept = admitted(Reservoir(capacity_rows=100, salt=salt), [events.slice(a, b - a) for a, b in pairwise(edges)])
+        place = np.empty(1_000, int)
+        place[np.asarray(events.column("x")).astype(int)] = np.arange(1_000)
+        counts += np.bincount(place[np.asarray(kept.column("x")).astype(int)] // 50, minlength=20)
+    expected = 60 * 100 / 20
+    assert ((counts - expected) ** 2 / expected).sum() < 43.8, "19 degrees of freedom, p = 0.001"
+
+
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 300), max_size=5), capacity=st.integers(0, 350), again=st.integers(0, 250))
 def test_parts_give_what_the_whole_gives(cuts: list[int], capacity: int, again: int) -> None:

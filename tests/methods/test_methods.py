@@ -18,13 +18,12 @@ from tests.train.made import events, update
 
 def test_the_penalty_of_two_parameters() -> None:
     """d/dθ of λ/2 Σ F (θ - anchor)² is λ F (θ - anchor)."""
-    theta = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    theta.grad = torch.tensor([0.5, 0.5])
+    values, gradients = {"theta": torch.tensor([1.0, -2.0])}, {"theta": torch.tensor([0.5, 0.5])}
     state = MethodState(
         tensors={"fisher": {"theta": torch.tensor([2.0, 0.1])}, "anchor": {"theta": torch.tensor([0.0, -1.0])}}
     )
-    EWC(strength=10.0).add_penalty_gradients(state, {"theta": theta})
-    assert theta.grad.tolist() == pytest.approx([0.5 + 10 * 2 * 1, 0.5 + 10 * 0.1 * -1])
+    EWC(strength=10.0).penalise(state, values, gradients, None)
+    assert gradients["theta"].tolist() == pytest.approx([0.5 + 10 * 2 * 1, 0.5 + 10 * 0.1 * -1])
 
 
 def test_older_importance_decays() -> None:
@@ -32,7 +31,7 @@ def test_older_importance_decays() -> None:
     batch = Batch({"input": torch.tensor([[2.0]])}, torch.tensor([1.0]), torch.ones(1))
     torch.nn.init.constant_(model.weight, 0.5 + 0.25)
     gradient = 2 * (0.75 * 2 - 1.0) * 2
-    absorbed = Absorbed(model=model, task="regression", rows=events(1), batch=batch, seed=0)
+    absorbed = Absorbed(model=model, task="regression", rows=events(1), batch=batch, seed=0, encode=lambda rows: batch)
     method = EWC(decay=0.5)
     once = method.absorb(MethodState(), absorbed)
     assert once.tensors["fisher"]["weight"].item() == pytest.approx(gradient**2)
@@ -91,7 +90,7 @@ def test_combined() -> None:
 def test_a_need_that_the_engine_lacks_is_refused() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Needy(Method):
-        needs = frozenset({"whole_parameters", "magic"})
+        needs = frozenset({"elementwise", "magic"})
 
     with pytest.raises(ConfigError, match="Needy needs magic, which Plain lacks"):
         update(events(10), method=Needy(), engine=Plain())

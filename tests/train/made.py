@@ -13,6 +13,7 @@ import torch
 from cltrain.data.schema import Columns, Feature, Schema
 from cltrain.methods import Finetune, Method
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME, Cursor
+from cltrain.train.checkpoint import Checkpoints
 from cltrain.train.engines import Plain
 from cltrain.train.settings import Training
 from cltrain.train.state import State
@@ -82,6 +83,7 @@ def update(
     engine: Plain | None = None,
     model: dict[str, Any] | None = None,
     described: Schema | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     torch.set_num_threads(1)
     return train_update(
@@ -94,6 +96,7 @@ def update(
         cursor=CURSOR,
         seed=seed,
         engine=engine or Plain(),
+        checkpoints=checkpoints,
     )
 
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from cltrain.batch import Batch
 from cltrain.errors import ConfigError
-from cltrain.methods import Finetune, MethodState
+from cltrain.methods import Finetune, Method, MethodState
 from cltrain.train.engines import Plain
-from cltrain.train.optimizer import adamw
+from cltrain.train.loader import Draw, Loader, hide_categories
+from cltrain.train.optimizer import make_optimizer
 from cltrain.train.passes import Best, train_passes
 from cltrain.train.settings import MAX_EPOCHS, Recalibrate, Training
-from cltrain.train.step import Stepper, hide_categories
+from cltrain.train.step import Stepper
 from tests.train.made import events, relabelled, update
 
 
@@ -33,20 +34,22 @@ class Watched(nn.Module):
         return self.linear(x)
 
 
-def fit(rows: int, training: Training) -> tuple[Watched, Stepper]:
-    model = Watched()
-    stepper = Stepper(
-        module=model,
-        parameters=dict(model.named_parameters()),
-        optimizer=adamw(model, training),
+def stepper_of(model: nn.Module, training: Training, method: Method | None = None) -> Stepper:
+    return Stepper(
+        running=Plain().begin(model, lambda net: make_optimizer(net, training)),
         task="regression",
-        method=Finetune(),
+        method=method or Finetune(),
         state=MethodState(),
         engine=Plain(),
-        generator=torch.Generator(),
+        training=training,
     )
+
+
+def fit(rows: int, training: Training) -> tuple[Watched, Stepper]:
+    model = Watched()
+    stepper = stepper_of(model, training)
     x = torch.arange(float(rows))[:, None]
-    train_passes(stepper, model, Batch({"x": x}, x[:, 0] / rows, torch.ones(rows)), None, training, seed=0)
+    train_passes(stepper, Batch({"x": x}, x[:, 0] / rows, torch.ones(rows)), None, training, seed=0)
     return model, stepper
 
 
@@ -74,7 +77,7 @@ def test_the_rate_falls_along_a_cosine() -> None:
     assert training.learning_rate_at(1.0) == pytest.approx(0.05)
     _, stepper = fit(64, Training(batch_size=16, learning_rate=0.1, schedule="cosine"))
     last = 0.1 * (0.05 + 0.95 * (1 + math.cos(math.pi * 3 / 4)) / 2)
-    assert [g["lr"] for g in stepper.optimizer.param_groups] == pytest.approx([last, last])
+    assert [g["lr"] for g in stepper.running.optimizer.param_groups] == pytest.approx([last, last])
 
 
 @pytest.mark.parametrize(
@@ -97,12 +100,20 @@ def test_the_plan(rows: int, settings: dict[str, int], expected: tuple[int, int]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 1}, r"train\.batch_size must be 2 or more"),
+        ({"batch_size": 0}, r"train\.batch_size must be 1 or more"),
+        ({"batch_size": 1}, r"train\.batch_size=1 updates on single rows.*train\.per_sample=true"),
+        ({"accumulate": 0}, r"train\.accumulate must be 1 or more"),
+        ({"precision": "float8"}, r"train\.precision must be one of float32, bfloat16, not 'float8'"),
+        ({"compile": "on"}, r"train\.compile must be one of off"),
+        ({"rows_on": "disk"}, r"train\.rows_on must be one of auto"),
+        ({"warmup": 1.0}, r"train\.warmup must be between 0 and 1"),
+        ({"memory_gib": 0.0}, r"train\.memory_gib must be above 0"),
+        ({"checkpoint_steps": 0}, r"train\.checkpoint_steps must be 1 or more"),
         ({"epochs": 0}, r"train\.epochs must be 1 or more"),
         ({"learning_rate": 0.0}, r"train\.learning_rate must be above 0"),
         ({"max_grad_norm": 0.0}, r"train\.max_grad_norm must be above 0"),
         ({"weight_decay": -1.0}, r"train\.weight_decay must be 0 or more"),
-        ({"schedule": "linear"}, "constant or cosine"),
+        ({"schedule": "step"}, "constant, linear, cosine"),
         ({"unknown_rate": 1.0}, r"train\.unknown_rate must be between 0 and 1"),
         ({"patience": 0}, r"train\.patience must be 1"),
     ],
@@ -124,9 +135,8 @@ def test_recalibrate() -> None:
 def test_the_best_pass_is_restored() -> None:
     """A made-up series of losses: 3, 1, 2, 2 → the second look is kept, with its optimizer."""
     net = nn.Linear(1, 1, bias=False)
-    optimizer = adamw(net, Training())
     share = Batch({"input": torch.ones(1, 1)}, torch.zeros(1), torch.ones(1))
-    best = Best(net, optimizer, "regression", share, Plain())
+    best = Best(stepper_of(net, Training()), share)
     looks = []
     for weight in (3.0, 1.0, -2.0, 2.0):
         nn.init.constant_(net.weight, weight)
@@ -146,7 +156,7 @@ def test_training_stops_early_on_noise() -> None:
 
 def test_only_matrices_decay() -> None:
     model = nn.ModuleDict({"table": nn.Embedding(3, 2), "linear": nn.Linear(2, 2)})
-    decaying, rest = adamw(model, Training(weight_decay=0.5)).param_groups
+    decaying, rest = make_optimizer(model, Training(weight_decay=0.5)).param_groups
     assert [decaying["weight_decay"], rest["weight_decay"]] == [0.5, 0.0]
     assert [p is model["linear"].weight for p in decaying["params"]] == [True]
     assert len(rest["params"]) == 2
@@ -166,11 +176,10 @@ def test_weights_count() -> None:
     for index, weight in (([0, 1, 2], [2.0, 1.0, 0.0]), ([0, 0, 1], [1.0, 1.0, 1.0])):
         torch.manual_seed(0)
         model = Watched()
-        stepper = Stepper(
-            module=model, parameters=dict(model.named_parameters()), optimizer=torch.optim.SGD(model.parameters(), 0.0),
-            task="regression", method=Finetune(), state=MethodState(), engine=Plain(), generator=torch.Generator(),
-        )  # fmt: skip
+        stepper = stepper_of(model, Training(optimizer="sgd", learning_rate=1e-9))
         batch = Batch({"x": x[index]}, y[index], torch.tensor(weight))
-        loss, _ = stepper.step(batch, 3, torch.arange(3))
+        loss = stepper.step(
+            Loader(batch, None, engine=Plain(), method=Finetune()).gather(Draw(torch.arange(3), None, (0, 0)))
+        )
         gradients.append((loss.item(), model.linear.weight.grad.item()))
     assert gradients[0] == pytest.approx(gradients[1])

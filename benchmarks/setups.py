@@ -1,0 +1,193 @@
+"""What is trained in each stream, and what others have published of the same: `python benchmarks/run.py streams`.
+
+Strengths of penalties differ between definitions of importance, so they are our own: the best of `GRID` in the final
+average accuracy on 10,000 rows of the training set, held out from training, with another seed than those that are
+reported (`--choose`). No test row had a part in it. All else is as in the publication that a set-up names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cltrain.memory import ClassBalanced, Reservoir
+from cltrain.methods import AGEM, DER, EWC, L2SP, MAS, SI, Combined, DERpp, Finetune, GDumb, LwF, Method, Replay
+from cltrain.train.settings import Training
+
+BUZZEGA = "Buzzega et al. 2020, table 2"
+HSU = "Hsu et al. 2018, table 2"
+VAN_DE_VEN = "van de Ven and Tolias 2019, table 5"
+GRID = (0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)  # of strengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Mean final average accuracy in percent, and its standard deviation where it is known."""
+
+    mean: float
+    source: str
+    std: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A stream of `tasks` tasks of a `kind`, what is trained on it, and by which methods. `trainings` has what differs
+    for a method."""
+
+    kind: str
+    tasks: int
+    model: Mapping[str, Any]
+    training: Training
+    methods: Mapping[str, Method]
+    trainings: Mapping[str, Training] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
+    padded: bool = False
+
+    def training_of(self, method: str) -> Training:
+        return self.trainings.get(method, self.training)
+
+
+def table(source: str, **figures: float | tuple[float, float]) -> dict[str, Published]:
+    return {
+        name: Published(mean=figure[0], std=figure[1], source=source)
+        if isinstance(figure, tuple)
+        else Published(mean=figure, source=source)
+        for name, figure in figures.items()
+    }
+
+
+def plain(**settings: Any) -> Training:
+    """Nothing but the optimizer's step: no decay, no clipping."""
+    return Training(weight_decay=0.0, max_grad_norm=None, unknown_rate=0.0, **settings)
+
+
+def rehearsing(rows: int) -> dict[str, Method]:
+    memory = Reservoir(capacity_rows=rows)
+    return {
+        f"er{rows}": Replay(ratio=1.0, memory=memory),
+        f"der{rows}": DER(alpha=1.0, memory=memory),
+        f"derpp{rows}": DERpp(alpha=1.0, beta=0.5 if rows == 5_120 else 1.0, memory=memory),
+    }
+
+
+def buzzega(kind: str, tasks: int, methods: Mapping[str, Method], **more: Any) -> Setup:
+    """784-100-100-10, SGD, one epoch, 128 new rows and 128 of the memory in a batch, pixels in [0, 1]."""
+    return Setup(
+        kind=kind,
+        tasks=tasks,
+        model={"_target_": "benchmarks.models.MLP", "hidden": [100, 100]},
+        training=plain(optimizer="sgd", learning_rate=0.2, batch_size=128),
+        methods=methods,
+        **more,
+    )
+
+
+def everything(rows: int, ewc: float, si: float, mas: float, lwf: float, l2sp: float) -> dict[str, Method]:
+    """Every method there is, with a memory of so many rows and these strengths."""
+    memory = Reservoir(capacity_rows=rows)
+    return {
+        "finetune": Finetune(),
+        **rehearsing(rows),
+        f"agem{rows}": AGEM(memory=memory),
+        f"gdumb{rows}": GDumb(memory=ClassBalanced(capacity_rows=rows)),
+        "ewc": EWC(strength=ewc, decay=1.0),
+        "si": SI(strength=si),
+        "mas": MAS(strength=mas),
+        "lwf": LwF(strength=lwf),
+        "l2sp": L2SP(strength=l2sp),
+        f"er{rows}+ewc": Combined(
+            parts={"replay": Replay(ratio=1.0, memory=memory), "ewc": EWC(strength=ewc, decay=1.0)}
+        ),
+    }
+
+
+def split(kind: str, published: Mapping[str, Published], strengths: Mapping[str, float]) -> Setup:
+    """1024-400-400-10 on padded images, Adam, four epochs. Rehearsal has as many old rows as new ones in its batches of
+    128, and so twice the steps, as in the code of the publication."""
+    model = "MultiHead" if kind == "split-task" else "MLP"
+    outputs = 2 if kind == "split-domain" else 10  # all there at the start, as published; ours could also grow
+    rehearsal = {f"er{rows}": Replay(ratio=1.0, memory=Reservoir(capacity_rows=rows)) for rows in (1_100, 4_400)}
+    methods = everything(1_100, **strengths) | rehearsal
+    adam = plain(optimizer="adam", learning_rate=1e-3, batch_size=128, epochs=4)
+    halved = dataclasses.replace(adam, batch_size=64)
+    return Setup(
+        kind=kind,
+        tasks=5,
+        model={"_target_": f"benchmarks.models.{model}", "hidden": [400, 400], "padded": True, "num_outputs": outputs},
+        training=adam,
+        methods=methods,
+        trainings={name: halved for name, method in methods.items() if name.startswith(("er", "der", "agem"))},
+        published=published,
+    )
+
+
+GRADUAL = {"ewc": 100.0, "si": 1.0, "mas": 1.0, "lwf": 1.0, "l2sp": 0.1}
+SETUPS = {
+    "permuted20": buzzega(
+        "permuted",
+        20,
+        {"finetune": Finetune(), **rehearsing(200), **rehearsing(500), **rehearsing(5_120)},
+        trainings={"derpp200": plain(optimizer="sgd", learning_rate=0.1, batch_size=128)},
+        published=table(
+            BUZZEGA,
+            finetune=(40.7, 2.3),
+            er200=72.4,
+            er500=80.6,
+            er5120=89.9,
+            der200=81.7,
+            der500=87.3,
+            der5120=91.7,
+            derpp200=83.6,
+            derpp500=88.2,
+            derpp5120=92.3,
+        ),
+    ),
+    "rotated20": buzzega(
+        "rotated",
+        20,
+        {"finetune": Finetune(), **rehearsing(200), **rehearsing(500), **rehearsing(5_120)},
+        published=table(
+            BUZZEGA,
+            finetune=(67.7, 8.5),
+            er200=85.0,
+            er500=88.9,
+            er5120=93.5,
+            derpp200=90.4,
+            derpp500=92.8,
+            derpp5120=94.7,
+        ),
+    ),
+    "permuted10": buzzega("permuted", 10, everything(500, **GRADUAL)),
+    "rotated10": buzzega("rotated", 10, everything(500, **GRADUAL)),
+    "split-task": split(
+        "split-task",
+        table(HSU, ewc=97.7, si=98.6, mas=99.2, lwf=99.6, er1100=99.4, er4400=99.4),
+        GRADUAL,
+    ),
+    "split-domain": split(
+        "split-domain",
+        table(HSU, finetune=59.0, ewc=58.9, si=64.8, lwf=71.0, er1100=95.2, er4400=97.1),
+        GRADUAL,
+    ),
+    "split-class": split(
+        "split-class",
+        table(HSU, finetune=19.7, ewc=19.8, si=19.7, er1100=(90.8, 0.9), er4400=(95.6, 0.5)),
+        GRADUAL,
+    ),
+    # 1024-1000-1000-10, Adam, batch 128, 5,000 steps a task (here 11 passes, 5,159 steps): hours on a CPU.
+    "permuted10-wide": Setup(
+        kind="permuted",
+        tasks=10,
+        padded=True,
+        model={"_target_": "benchmarks.models.MLP", "hidden": [1000, 1000], "num_inputs": 1024},
+        training=plain(optimizer="adam", learning_rate=1e-4, batch_size=128, min_steps=5_000),
+        methods={
+            "finetune": Finetune(),
+            "ewc": EWC(strength=100.0, decay=1.0),
+            "si": SI(strength=1.0),
+        },
+        published=table(VAN_DE_VEN, finetune=78.5, ewc=94.3, si=95.3),
+    ),
+}

@@ -1,0 +1,43 @@
+"""Time several ways of doing the same work in one run, on a machine that does other things as well."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def seconds(work: Callable[[], Any], device: torch.device | str = "cpu") -> float:
+    """Wall time of one call, until the device has done it."""
+    started = time.perf_counter()
+    work()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """The seconds that each contender says it took, turn by turn, after one turn that does not count. Every other turn
+    goes the other way round, so that nobody always comes after the same one."""
+    order = list(contenders)
+    for name in order:
+        contenders[name]()
+    taken: dict[str, list[float]] = {name: [] for name in order}
+    for _ in range(turns):
+        for name in order:
+            taken[name].append(contenders[name]())
+        order.reverse()
+    return taken
+
+
+def ratio(base: list[float], other: list[float]) -> tuple[float, list[float]]:
+    """How much faster than `base` the other is: of the best times, since what the machine does beside can only add to
+    them; and the middle 80 % of the ratios turn by turn, as lowest and highest."""
+    each = [b / o for b, o in zip(base, other, strict=True)]
+    if len(each) < 2:
+        return min(base) / min(other), [min(each), max(each)]
+    tenths = statistics.quantiles(each, n=10, method="inclusive")
+    return min(base) / min(other), [tenths[0], tenths[-1]]

@@ -1,0 +1,268 @@
+"""A model in training, with all that a version has: it starts from a parent, learns from rows, and becomes a state."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+
+from cltrain.batch import Batch
+from cltrain.data.encoder import Encoder, fit_encoder
+from cltrain.data.schema import Schema
+from cltrain.errors import ConfigError, UpdateError
+from cltrain.methods import Absorbed, Method, MethodState
+from cltrain.methods.base import CHUNK_ROWS, OUTPUTS, Named
+from cltrain.models.build import build_model
+from cltrain.models.growth import grow_into, grown, padded
+from cltrain.records import LABEL, Cursor
+from cltrain.train.checkpoint import Checkpoints
+from cltrain.train.engines.plain import Plain, Running
+from cltrain.train.loader import encode, place
+from cltrain.train.optimizer import make_optimizer
+from cltrain.train.passes import Passed, train_passes
+from cltrain.train.settings import Training
+from cltrain.train.state import State
+from cltrain.train.step import Stepper
+
+log = logging.getLogger(__name__)
+
+ANCHORS = ("anchor", "root")  # slots of what a parameter was, not of what it weighs
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """`encoder`, `schema` and `model` (settings) are those of the state that it becomes; `remembered` is what the
+    method does, whole and on the CPU. Every rank of `engine` has one, and makes the same calls."""
+
+    encoder: Encoder
+    schema: Schema
+    model: Mapping[str, Any]
+    method: Method
+    training: Training
+    engine: Plain
+    running: Running
+    remembered: MethodState
+    seed: int
+    knew: int | None
+    updates: int = 0
+    steps: int = 0
+    absorb_seconds: float = 0.0
+
+    @classmethod
+    def start(
+        cls,
+        rows: pa.Table,
+        *,
+        parent: State | None,
+        schema: Schema,
+        model: Mapping[str, Any],
+        method: Method,
+        training: Training,
+        seed: int,
+        engine: Plain,
+    ) -> Learner:
+        """From scratch on labelled `rows` without a parent, else from where the parent ended, with its optimizer and
+        what `rows` make new: categories and classes. Draws from torch's generator to initialise weights."""
+        if lacking := sorted(method.needs - engine.offers):
+            raise ConfigError(
+                f"{type(method).__name__} needs {', '.join(lacking)}, which {type(engine).__name__} lacks"
+            )
+        remembered = MethodState() if parent is None else parent.method
+        if parent is None:
+            encoder = fit_encoder(rows, schema)
+            net = build_model(model, encoder.spec)
+            if start_at := getattr(net, "start_at", None):
+                start_at(encoder.task, encoder(rows).target)
+        else:
+            encoder = _extended(parent.encoder, rows, schema)
+            _warn_of_new_classes(encoder.classes[len(parent.encoder.classes) :], method)
+            net = build_model(model, encoder.spec)
+            if not method.restarts:
+                remembered = _continue_from(parent, net)
+        running = engine.begin(net, lambda module: make_optimizer(module, training))
+        if parent is not None and not method.restarts:
+            running.load_optimizer(parent.optimizer)
+        return cls(
+            encoder=encoder,
+            schema=schema,
+            model=dict(model),
+            method=method,
+            training=training,
+            engine=engine,
+            running=running,
+            remembered=remembered,
+            seed=seed,
+            knew=None if parent is None or method.restarts else parent.encoder.num_outputs,
+            updates=0 if parent is None else parent.updates + 1,
+            steps=0 if parent is None else parent.steps,
+        )
+
+    def fit(self, rows: pa.Table, checkpoints: Checkpoints | None = None) -> Passed:
+        """Train on labelled `rows`, pass after pass, and absorb them."""
+        if self.method.restarts:
+            self.remembered = self.method.admit(self.remembered, rows)
+            assert self.remembered.memory is not None
+            rows = self.remembered.memory
+        batch = encode(self.encoder, rows, self.training.memory_gib)
+        if "parent" in self.method.reads and self.knew is not None:
+            batch = dataclasses.replace(batch, extra={"parent": self._outputs(batch)[:, : self.knew]})
+        batch, ahead = place(batch, self.engine, self.training)
+        exemplars = self.exemplars()
+        if exemplars is not None:
+            exemplars = exemplars if ahead else exemplars.to(self.engine.device)
+        stepper = self.stepper()
+        passed = train_passes(stepper, batch, exemplars, self.training, self.seed, ahead=ahead, checkpoints=checkpoints)
+        self._require_finite(passed)
+        self.steps += passed.steps
+        self.absorb(rows, batch, stepper.state)
+        return passed
+
+    def stepper(self) -> Stepper:
+        """What takes steps on the model; it works on pieces of its own of what the method remembers."""
+        pieces = {slot: self.running.scatter(named) for slot, named in self.remembered.tensors.items()}
+        return Stepper(
+            running=self.running,
+            task=self.encoder.task,
+            method=self.method,
+            state=dataclasses.replace(self.remembered, tensors=pieces),
+            engine=self.engine,
+            training=self.training,
+        )
+
+    def exemplars(self) -> Batch | None:
+        """The memory as tensors, on the CPU, with the outputs that it holds."""
+        memory = self.remembered.memory
+        if memory is None or not memory.num_rows or self.method.restarts:
+            return None
+        batch = self.encoder(memory)
+        if "outputs" in self.method.reads and OUTPUTS in memory.column_names:
+            outputs = _matrix(memory.column(OUTPUTS), self.encoder.num_outputs)
+            batch = dataclasses.replace(batch, extra={"outputs": outputs})
+        return batch
+
+    def absorb(self, rows: pa.Table, batch: Batch, state: MethodState) -> None:
+        """Let the method remember `rows`, which were learned. `state` is that of the stepper."""
+        started = time.perf_counter()
+        whole = {slot: self.running.gather(pieces) for slot, pieces in state.tensors.items()}
+        with self.running.whole() as net:
+            absorbed = Absorbed(
+                model=net,
+                task=self.encoder.task,
+                rows=rows,
+                batch=batch,
+                seed=self.seed,
+                encode=self.encoder,
+                shard=self.engine.shard,
+                reduce=self.engine.sum,
+            )
+            found = self.method.absorb(dataclasses.replace(state, tensors=whole), absorbed)
+        tensors = {s: {n: v.detach().cpu() for n, v in named.items()} for s, named in found.tensors.items()}
+        self.remembered = dataclasses.replace(found, tensors=tensors)
+        self.absorb_seconds += time.perf_counter() - started
+
+    def state(self, cursor: Cursor) -> State:
+        return State(
+            weights=self.running.weights(),
+            optimizer=self.running.optimizer_tensors(),
+            method=self.remembered,
+            encoder=self.encoder,
+            schema=self.schema,
+            model=self.model,
+            cursor=cursor,
+            updates=self.updates,
+            steps=self.steps,
+        )
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """What the model says of rows now, (N, C)."""
+        self.running.net.eval()
+        device = self.engine.device
+        with torch.no_grad():
+            parts = [
+                self.running.module(**batch.rows(start, min(start + CHUNK_ROWS, len(batch))).to(device).inputs).float()
+                for start in range(0, len(batch), CHUNK_ROWS)
+            ]
+        return torch.cat(parts).to(batch.target.device)
+
+    def _require_finite(self, passed: Passed) -> None:
+        bad = torch.tensor(float(not torch.isfinite(torch.tensor(passed.loss))))
+        for value in self.running.parameters.values():
+            local = value.to_local() if hasattr(value, "to_local") else value
+            bad += float(not torch.isfinite(local).all())
+        if self.engine.sum(bad.to(self.engine.device)).item():
+            raise UpdateError(
+                f"the loss or the weights are not finite after {passed.steps} steps (mean loss {passed.loss}): lower "
+                "train.learning_rate, and look for extreme labels"
+            )
+
+
+def labelled(rows: pa.Table) -> pa.Table:
+    """The rows that have a label. Raises `UpdateError` where there are none."""
+    if rows.column(LABEL).null_count:
+        rows = rows.filter(pc.is_valid(rows.column(LABEL)))
+    if not rows.num_rows:
+        raise UpdateError("there is no labelled row to train on")
+    return rows
+
+
+def _extended(encoder: Encoder, rows: pa.Table, schema: Schema) -> Encoder:
+    have = {f.name for f in schema.features}
+    wanted = [c.name for c in encoder.numeric] + [c.name for c in encoder.categorical]
+    lacking = [name for name in wanted if name not in have]
+    if lacking:
+        raise UpdateError(f"the rows lack {', '.join(lacking)}, which the parent was trained on: recalibrate")
+    if schema.columns.task != encoder.task:
+        raise UpdateError(f"the parent was trained for {encoder.task}, not for {schema.columns.task}: recalibrate")
+    return encoder.extended(rows)
+
+
+def _warn_of_new_classes(classes: tuple[str, ...], method: Method) -> None:
+    """Penalties and distillation keep 22 % and less of split MNIST in class-incremental streams: they never see an old
+    class beside a new one (van de Ven and Tolias 2019)."""
+    if classes and not method.rehearses and not method.restarts:
+        log.warning(
+            "classes %s are new, and method %s rehearses nothing: the old ones will be forgotten; use method=replay, "
+            "method=derpp or method=replay_ewc",
+            ", ".join(map(repr, classes[:5])),
+            type(method).__name__,
+        )
+
+
+def _continue_from(parent: State, net: nn.Module) -> MethodState:
+    """Load the parent's weights into `net`, and return what its method remembers, with rows for categories and
+    classes that are new: no importance, anchored where they start."""
+    if not getattr(net, "supports_incremental", True):
+        raise UpdateError(
+            f"{type(net).__name__} says supports_incremental = False: it cannot continue from a parent; train it from "
+            "scratch each time with strategy=periodic or method=from_scratch"
+        )
+    grow_into(net, parent.weights)
+    like = dict(net.named_parameters())
+    tensors: dict[str, Named] = {}
+    for slot, named in parent.method.tensors.items():
+        if slot in ANCHORS:
+            tensors[slot] = {n: grown(n, v, like[n].detach()) for n, v in named.items()}
+        else:
+            tensors[slot] = padded(named, like)
+    return dataclasses.replace(parent.method, tensors=tensors)
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> Tensor:
+    """Lists of numbers as (N, width) float32, NaN where they are null or shorter."""
+    found = torch.full((len(column), width), torch.nan)
+    start = 0
+    for chunk in column.chunks:
+        lengths = torch.from_numpy(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False).copy())
+        values = torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy())
+        filled = torch.arange(width)[None, :] < lengths[:, None]
+        found[start : start + len(chunk)][filled] = values
+        start += len(chunk)
+    return found
