@@ -171,6 +171,13 @@ def si(net: nn.Module, optimizer: torch.optim.Optimizer, work: Work) -> float:
     return total.item() / work.steps
 
 
+def adamw(net: nn.Module) -> torch.optim.AdamW:
+    """Matrices decay, biases do not."""
+    matrices, rest = ([p for p in net.parameters() if (p.dim() > 1) is of] for of in (True, False))
+    groups = [{"params": matrices, "weight_decay": 1e-2}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, fused=True)
+
+
 @torch.no_grad()
 def pull(parameters: list[nn.Parameter], work: Work) -> None:
     """Add the gradient of `STRENGTH / 2 * sum(importance * (parameter - anchor)**2)`."""

@@ -12,7 +12,6 @@ import argparse
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -22,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.bare import Work, replay
+from benchmarks.bare import Work, adamw, replay
 from benchmarks.mnist import Digits
 from benchmarks.models import MLP
 from benchmarks.tasks import START, events, schema_of
+from benchmarks.turns import seconds
 from cltrain.memory import Reservoir
 from cltrain.methods import Replay
 from cltrain.records import Cursor
@@ -69,8 +69,8 @@ def measure(calls: int, device: torch.device) -> list[dict[str, Any]]:
     ours, theirs, resident = [], [], {}
     for start in range(0, calls, BLOCK):
         tables = [micro_batch(1 + start + i) for i in range(BLOCK)]
-        theirs += timed([step] * BLOCK, device)
-        ours += timed([lambda table=table: learner.update(table) for table in tables], device)
+        theirs += [seconds(step, device) for _ in tables]
+        ours += [seconds(lambda table=table: learner.update(table), device) for table in tables]
         del tables
         if start in (calls // 10, calls - BLOCK):
             resident[start] = rss()
@@ -124,19 +124,8 @@ def bare(device: torch.device) -> Callable[[], float]:
         batch_size=ROWS,
         epochs=1,
     )
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    optimizer = adamw(net)
     return lambda: replay(net, optimizer, work)
-
-
-def timed(calls: list[Callable[[], Any]], device: torch.device) -> list[float]:
-    taken = []
-    for call in calls:
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
-    return taken
 
 
 def checkpoint(learner: Learner) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in columns))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _text(value: Any) -> str:

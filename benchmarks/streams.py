@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
@@ -179,7 +179,8 @@ def summary(done: dict[str, dict[str, Any]], streams: Iterable[str]) -> list[dic
                     "ratio": None if against is None else mean / against,
                     "accuracy": mean,
                     "std": std,
-                    "published": asdict(published) if published else None,
+                    "published": published.mean if published else None,
+                    "source": published.source if published else None,
                     "reached": None if published is None else bool(mean + margin >= published.mean),
                     "forgetting": statistics.mean(found["forgetting"]),
                     "forgetting_std": _std(found["forgetting"]),

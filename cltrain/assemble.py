@@ -12,20 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cltrain.clock import to_us
 from cltrain.config import build
+from cltrain.data.encoder import outline
 from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConfigError, StoreError
 from cltrain.evaluate import headline
 from cltrain.loop import Loop
-from cltrain.models.build import supports_incremental
+from cltrain.models.build import check_model, supports_incremental
 from cltrain.parts import Timeline
 from cltrain.records import Json, Kind, RunInfo, to_json
 from cltrain.registry import Registry, RoundLog, Store
-from cltrain.storage import digest_json
+from cltrain.search import Search, TrialLog, Trials, best, candidates, visits_of, with_settings
+from cltrain.storage import Storage, digest_json
 from cltrain.summary import summarise
 from cltrain.tracking.base import Trackers
 from cltrain.train.predictor import Predictor
+from cltrain.trial import rows_of_trials, run_trial, search_work
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ STRATEGY = [
     "memory",
     "method",
     "model",
+    "adapter",
     "train",
     "recalibrate",
     "evaluate",
@@ -82,17 +87,8 @@ def strategy_of(settings: Mapping[str, Any]) -> Json:
 def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
     """A loop with everything that it needs, started in the order in which a mistake shows soonest: settings, store,
     data, and only then Ray, serving and the workers. `settings` are resolved and plain."""
-    parts = {
-        key: build(settings[key], key)
-        for key in (*STRATEGY, "engine", "cluster", "serve")
-        if key not in ("model", "seed")
-    }
-    trackers = build(settings["tracking"], "tracking")
+    parts, event_log, store = _ready(settings)
     name = settings["model"]["name"]
-    if not name or "/" in name or ":" in name:
-        raise ConfigError(f"model.name={name!r} must be a name without / and :")
-    event_log = EventLog(parts["data"])
-    store = open_store(settings)
     registry = Registry(store, name)
     snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
     info = RunInfo(
@@ -104,11 +100,8 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
         store=str(store.to_json()["root"]),
         settings=dict(settings),
     )
-    _require_rounds(parts, event_log)
-    _require_engine(parts)
     serving, cluster = parts["serve"], parts["cluster"]
     about = {"job": settings["name"], "model": name, "store": info.store}
-    serving.check()
     with (
         contextlib.ExitStack() as last,
         cluster.session(serving.needs_ray, about) as dashboard,
@@ -134,7 +127,7 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
                     registry=registry,
                     rounds=RoundLog(store, name),
                     serving=serving,
-                    tracker=Trackers(trackers.values()),
+                    tracker=Trackers(parts["tracking"].values()),
                     settings=strategy_of(settings),
                     seed=settings["seed"],
                 ),
@@ -161,7 +154,14 @@ def run_by_hand(settings: Mapping[str, Any], kind: Kind) -> Json:
     like any other. `settings` has `base` and `reason` beside those of the loop."""
     with running_loop(settings) as (loop, info):
         loop.tracker.start(info, loop.rounds.finished())
-        done = loop.by_hand(kind, str(settings["base"]), f"manual:{getpass.getuser()}: {settings['reason']}")
+        if kind == "stateless" and settings.get("transfer") is not None:
+            if settings["transfer"] != "surgery":
+                raise ConfigError(
+                    f"transfer must be surgery, or null to train from scratch, not {settings['transfer']!r}"
+                )
+            kind = "surgery"
+        reason = f"manual:{getpass.getuser()}: {settings['reason']}"
+        done = loop.by_hand(kind, str(settings["base"]), reason, settings.get("transfer_names"))
         loop.tracker.finished(done)
         return to_json(done) | {"store": info.store, "run_dir": info.run_dir}
 
@@ -182,6 +182,84 @@ def run_evaluation(settings: Mapping[str, Any]) -> Json:
     )
     verdict = build(settings["gate"], "gate").judge(card)
     return {"version": version.version, "against": rival.version, "card": to_json(card), "verdict": to_json(verdict)}
+
+
+def run_search(settings: Mapping[str, Any]) -> Json:
+    """`jobs.search`: trials of other settings on the rows known now, within a budget. The best ones train one stateless
+    challenger, weighed, judged and rolled out like any other, whose reason names the record of the trials. A search
+    that was interrupted goes on with the trials that it lacks."""
+    search: Search = build(settings["search"], "search")
+    space = search.checked(settings)
+    parts, event_log, store = _ready(settings)
+    _require_room(search, parts["cluster"])
+    name = settings["model"]["name"]
+    Registry(store, name).version(str(settings["base"]))
+    snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
+    broken = [r.window for r in RoundLog(store, name).finished() if r.status == "quarantined"]
+    snapshots.excluded = tuple((to_us(w.start), to_us(w.end)) for w in broken)
+    now = parts["clock"].now(event_log.end())
+    known = snapshots.between("train", "train", now, parts["recalibrate"].since(now), now)
+    work = search_work(search, space, settings, known.digest)
+    rows = rows_of_trials(snapshots.table(known), space, settings, event_log.schema, search.validation_share)
+    tried = TrialLog(store.storage, work)
+    points = candidates(space, settings, search.max_trials, settings["seed"])
+    visits = [visits_of(with_settings(settings, point), work["stateful"]) for point in points]
+    trials = Trials(
+        candidates=points,
+        visits=visits,
+        rows=rows,
+        max_rows=search.max_rows,
+        max_seconds=search.max_seconds,
+        known=tried.known(),
+    )
+    place = {"root": str(store.to_json()["root"]), "threads": parts["cluster"].threads_per_worker}
+    with parts["cluster"].session(True, {"job": settings["name"], "model": name, "store": place["root"]}):
+        from cltrain.cluster.tune import run_trials
+
+        run_trials(
+            run_trial,
+            work | place | {"device": "cuda" if search.gpus_per_trial else "cpu"},
+            trials,
+            tried.keep,
+            trials=len(points),
+            cpus=search.cpus_per_trial,
+            gpus=search.gpus_per_trial,
+        )
+        winner = best(trials.table())
+        about = {"model": name, "metric": headline(parts["data"].task), "best": winner["trial"]}
+        record = about | {"search": to_json(search), "work": work, "trials": trials.table()}
+        found = tried.finish(record)
+        Storage(settings["run_dir"]).write_json("trials.json", record)
+        chosen = with_settings(settings, winner["settings"] | {"store.root": place["root"]})
+        reason = f"trial {winner['trial']} of {len(trials.table())} in {found}"
+        return (
+            run_by_hand(chosen | {"reason": reason}, "stateless") | about | {"search": found, "trials": trials.table()}
+        )
+
+
+def _ready(settings: Mapping[str, Any]) -> tuple[dict[str, Any], EventLog, Store]:
+    """Live parts, the log and the store of settings that can run."""
+    keys = (*STRATEGY, "engine", "cluster", "serve", "tracking")
+    parts = {key: build(settings[key], key) for key in keys if key not in ("model", "seed")}
+    name = settings["model"]["name"]
+    if not name or "/" in name or ":" in name:
+        raise ConfigError(f"model.name={name!r} must be a name without / and :")
+    event_log = EventLog(parts["data"])
+    check_model(settings["model"], outline(event_log.schema))
+    store = open_store(settings)
+    _require_rounds(parts, event_log)
+    _require_engine(parts)
+    parts["serve"].check()
+    return parts, event_log, store
+
+
+def _require_room(search: Search, cluster: Any) -> None:
+    """Tune would wait for ever for CPUs that a Ray of our own will never have."""
+    cpus = cluster.num_cpus or os.cpu_count() or 1
+    if not (cluster.address or os.environ.get("RAY_ADDRESS")) and search.cpus_per_trial > cpus:
+        raise ConfigError(
+            f"search.cpus_per_trial must be {cpus} or less, not {search.cpus_per_trial}: there are no more"
+        )
 
 
 def _require_rounds(parts: Mapping[str, Any], event_log: EventLog) -> None:

@@ -55,8 +55,8 @@ class Batch:
     """`inputs` are passed to the model by name: `model(**batch.inputs)`.
 
     inputs: name -> (B, ...); target: (B,) class indices (int64) or standardised values (float32);
-    weight: (B,) float32, what each row counts in the loss; extra: name -> (B, ...) float32, what else a method reads
-    of its rows, NaN where there is nothing.
+    weight: (B,) float32, what each row counts in the loss; extra: name -> (B, ...), what else a method reads of its
+    rows.
     """
 
     inputs: Mapping[str, Tensor]
@@ -93,17 +93,11 @@ class Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Rows of all batches one after another; weights are kept as they are. What is extra in some of them is NaN in the
-    others."""
+    """Rows of all batches one after another; weights are kept as they are, and what is extra is left behind."""
     if len(batches) == 1:
         return batches[0]
-    extra = {name: value for b in batches for name, value in b.extra.items()}
     return Batch(
         {name: torch.cat([b.inputs[name] for b in batches]) for name in batches[0].inputs},
         torch.cat([b.target for b in batches]),
         torch.cat([b.weight for b in batches]),
-        {
-            name: torch.cat([b.extra.get(name, like.new_full((len(b), *like.shape[1:]), torch.nan)) for b in batches])
-            for name, like in extra.items()
-        },
     )

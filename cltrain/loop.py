@@ -42,11 +42,13 @@ from cltrain.trigger import Evidence, Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """An update that somebody asks for: of this kind, from this version, for this reason."""
+    """An update that somebody asks for: of this kind, from this version, for this reason; a surgery with the parameters
+    of the base by the names of the new ones, where they differ."""
 
     kind: Kind
     base: VersionRecord
     reason: str
+    transfer_names: Json = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -90,14 +92,15 @@ class Loop:
         self.finished = self.rounds.finished()
         return Watch(self.log, self.snapshots, self.contract, self.registry, self.finished)
 
-    def by_hand(self, kind: Kind, base: str, reason: str) -> Round:
+    def by_hand(self, kind: Kind, base: str, reason: str, transfer_names: Json | None = None) -> Round:
         """One round outside the series, because somebody asks for it: with all that became known since `base`."""
         watch = self.watch()
         version = self.registry.version(base)
         now = self.clock.now(self.log.end())
         start = min(version.challenger.cursor.until, now)
         window = Window(index=self.rounds.next_by_hand(), start=start, end=now)
-        return self.turn(window, watch, Asked(kind=kind, base=version, reason=reason))
+        asked = Asked(kind=kind, base=version, reason=reason, transfer_names=transfer_names or {})
+        return self.turn(window, watch, asked)
 
     def turn(self, window: Window, watch: Watch, asked: Asked | None = None) -> Round:
         """One round. Each stage is on file before the next begins, so that a crash costs one stage at most."""
@@ -114,7 +117,9 @@ class Loop:
             with self.serving.traffic(watch.rows(seen), self.seed + window.index) as traffic:
                 try:
                     for kind in [asked.kind] if asked else self._kinds(window, champion):
-                        versions.append(self._challenge(kind, window, decision, seen, base, champion, watch, once))
+                        versions.append(
+                            self._challenge(kind, window, decision, seen, base, champion, watch, once, asked)
+                        )
                     winner = min((v for v in versions if v.verdict.accepted), key=_score, default=None)
                     if winner is not None:
                         roll_out = once("roll_out", RollOut, lambda: self._promote(winner, champion, window))
@@ -173,25 +178,29 @@ class Loop:
         champion: VersionRecord | None,
         watch: Watch,
         once: _Stages,
+        asked: Asked | None,
     ) -> VersionRecord:
         """Freeze, update, weigh, judge and register one challenger; a stateful one continues from `base`."""
         since = self.recalibrate.since(window.end)
         snapshot = seen.fresh
-        if kind == "stateless":
+        settings = {key: self.settings[key] for key in ("model", "method", "train", "adapter")}
+        if kind == "surgery" and asked:
+            settings["transfer_names"] = asked.transfer_names
+        if kind != "stateful":
             snapshot = once(
                 f"snapshot {kind}",
                 Snapshot,
                 lambda: self.snapshots.between("train", "train", window.end, since, window.end),
             )
         request = UpdateRequest(
-            number=abs(2 * window.index) + (kind == "stateless"),
+            number=abs(2 * window.index) + (kind != "stateful"),
             kind=kind,
-            parent=base.state if base and kind == "stateful" else None,
+            parent=base.state if base and kind != "stateless" else None,
             snapshot=snapshot,
             cursor=seen.cursor,
             seed=derive_seed(self.seed, "update", window.index, kind),
             task=self.log.source.columns.task,
-            settings={key: self.settings[key] for key in ("model", "method", "train")},
+            settings=settings,
         )
         challenger = once(f"update {kind}", Challenger, lambda: self._update(request))
         card = once(
@@ -209,7 +218,7 @@ class Loop:
             compared_to=champion.version if champion else None,
             settings=self.settings,
         )
-        if kind == "stateless":  # its rows are the whole history, again and again
+        if kind != "stateful":  # its rows are the whole history, again and again
             self.snapshots.forget(snapshot)
         return version
 

@@ -17,7 +17,7 @@ EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL = (
     "_label",
 )  # columns of an event table
 
-Kind = Literal["stateless", "stateful"]
+Kind = Literal["stateless", "stateful", "surgery"]
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -83,8 +83,8 @@ class Decision:
 class UpdateRequest:
     """One training, complete: a worker that has this and the store needs nothing else.
 
-    `parent` is the state to continue from, or None to start from scratch; `settings` are the resolved
-    settings of model, method and training.
+    `parent` is the state to continue from, or to carry over by surgery, or None to start from scratch; `settings` are
+    the resolved settings of model, method, training and adapter, and for a surgery `transfer_names`.
     """
 
     number: int
@@ -99,7 +99,8 @@ class UpdateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Challenger:
-    """A trained state, stored but not yet a version. `state` is its folder in the blob root."""
+    """A trained state, stored but not yet a version. `state` is its folder in the blob root. `carried`: what a surgery
+    took over from the parent."""
 
     kind: Kind
     state: str
@@ -115,6 +116,8 @@ class Challenger:
     parameters: int
     seed: int
     absorb_seconds: float = 0.0
+    carried: Json | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,22 +28,20 @@ def row_losses(task: str, outputs: Tensor, target: Tensor) -> Tensor:
     target: (B,) 0/1 float, class index, or standardised value. Class index C means a class that the model has no output
     for; its rows get the loss of `LOG_LOSS_FLOOR`, and no gradient.
     """
-    if task == "binary":
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], target.to(outputs.dtype), reduction="none")
-    if task == "multiclass":
-        strange = outputs.shape[1]
-        loss = F.cross_entropy(outputs, target, ignore_index=strange, reduction="none")
-        return loss - (target == strange) * math.log(LOG_LOSS_FLOOR)
-    return (outputs[:, 0] - target.to(outputs.dtype)).square()
+    if task != "multiclass":
+        return known_losses(task, outputs, target)
+    strange = outputs.shape[1]
+    loss = F.cross_entropy(outputs, target, ignore_index=strange, reduction="none")
+    return loss - (target == strange) * math.log(LOG_LOSS_FLOOR)
 
 
-def mean_loss(task: str, outputs: Tensor, target: Tensor) -> Tensor:
-    """The mean of `row_losses` of rows that count alike and whose classes the model has, as one operation."""
+def known_losses(task: str, outputs: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+    """`row_losses` of rows whose classes the model has, as one operation; with `reduction` "mean" their mean."""
     if task == "binary":
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], target.to(outputs.dtype))
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], target.to(outputs.dtype), reduction=reduction)
     if task == "multiclass":
-        return F.cross_entropy(outputs, target)
-    return F.mse_loss(outputs[:, 0], target.to(outputs.dtype))
+        return F.cross_entropy(outputs, target, reduction=reduction)
+    return F.mse_loss(outputs[:, 0], target.to(outputs.dtype), reduction=reduction)
 
 
 def predictions(task: str, outputs: Tensor) -> Tensor:
@@ -60,23 +58,19 @@ def distillation(task: str, outputs: Tensor, teacher: Tensor, temperature: float
     `temperature` and times its square, less their entropy (Hinton et al. 2015), or half the squared difference of
     values.
 
-    outputs: (B, C) as in `row_losses`; teacher: (B, K) with K <= C, NaN where the teacher had no output. A class that
-    the teacher did not know is left out of both; a row of which it said nothing loses nothing.
+    outputs: (B, C) as in `row_losses`; teacher: (B, K) with K <= C: it knew the first K classes.
     """
-    known = torch.isfinite(teacher)
-    outputs, teacher = outputs[:, : teacher.shape[1]], torch.where(known, teacher, 0.0)
+    outputs = outputs[:, : teacher.shape[1]]
     if task == "regression":
-        return torch.where(known, outputs - teacher, 0.0).square().sum(1) / 2
+        return (outputs - teacher).square().sum(1) / 2
     ours, theirs = outputs / temperature, teacher / temperature
     if task == "binary":
         p = torch.sigmoid(theirs)
         cross = F.binary_cross_entropy_with_logits(ours, p, reduction="none")
         entropy = F.binary_cross_entropy_with_logits(theirs, p, reduction="none")
-        return torch.where(known, cross - entropy, 0.0)[:, 0] * temperature**2
-    unknown = torch.finfo(outputs.dtype).min
-    log_ours = F.log_softmax(torch.where(known, ours, unknown), 1)
-    log_theirs = F.log_softmax(torch.where(known, theirs, unknown), 1)
-    return torch.where(known, log_theirs.exp() * (log_theirs - log_ours), 0.0).sum(1) * temperature**2
+        return (cross - entropy)[:, 0] * temperature**2
+    log_theirs = F.log_softmax(theirs, 1)
+    return (log_theirs.exp() * (log_theirs - F.log_softmax(ours, 1))).sum(1) * temperature**2
 
 
 def doubts(task: str, outputs: Tensor) -> Tensor:

@@ -145,7 +145,8 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
         message = found["msg"].removeprefix("Value error, ")
         if scalar is not None and path[-1] != scalar:  # what follows names a branch of the union, which says nothing
             path = path[: path.index(scalar) + (2 if scalar == "features" else 1)]
-            message = "must be a finite number, a text, true or false" + (", or null" if scalar == "features" else "")
+            message = "must be a finite number, a text, true or false"
+            message += ", a list of finite numbers, or null" if scalar == "features" else ""
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         problems[place or "the body"] = message
     text = "; ".join(f"{place}: {message}" for place, message in list(problems.items())[:5])

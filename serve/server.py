@@ -168,21 +168,7 @@ class Server:
 
 
 def _answer(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    try:
-        answers = predictor.answer(rows)
-    except (ValueError, OverflowError) as error:
-        raise DataError(_unreadable(predictor, rows) or f"the rows cannot be read: {error}") from error
+    answers = predictor.answer(rows)
     if not all(math.isfinite(chosen(answer)[0]) for answer in answers):
         raise ServingError("the model's answer is not a finite number")
     return answers
-
-
-def _unreadable(predictor: Predictor, rows: list[dict[str, Any]]) -> str | None:
-    for index, row in enumerate(rows):
-        for column in predictor.state.encoder.numeric:
-            value: Any = row.get(column.name)
-            try:
-                float(0 if value is None else value)
-            except (ValueError, OverflowError):
-                return f"rows[{index}].features.{column.name} must be a number, not {str(value)[:40]!r}"
-    return None

@@ -93,7 +93,8 @@ def test_the_core_works_with_torch_numpy_and_pyarrow_alone() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'ray', 'hydra', 'omegaconf', 'sqlalchemy', 'wandb', 'deepspeed', 'faiss', 'pydantic'}:
+        if name.split('.')[0] in {'ray', 'hydra', 'omegaconf', 'sqlalchemy', 'wandb', 'deepspeed', 'faiss', 'peft',
+            'pydantic'}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 import cltrain.train.update, cltrain.train.predictor, cltrain.methods, cltrain.memory, cltrain.data.snapshot

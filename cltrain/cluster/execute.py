@@ -38,6 +38,8 @@ def execute(payload: Json) -> Json:
         seed=request.seed,
         engine=engine,
         checkpoints=checkpoints,
+        adapter=build(settings["adapter"], "adapter") if "adapter" in settings else None,
+        transfer=settings.get("transfer_names", {}) if request.kind == "surgery" else None,
     )
     digest = save_state(trained.state, storage, name) if engine.rank == 0 else ""
     checkpoints.clear()
@@ -57,6 +59,8 @@ def execute(payload: Json) -> Json:
             loss=trained.loss,
             parameters=trained.parameters,
             seed=request.seed,
+            workers=engine.world,
+            carried=None if trained.carried is None else to_json(trained.carried),
         )
     )
 

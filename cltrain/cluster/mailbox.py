@@ -17,12 +17,12 @@ class Mailbox:
     idle_s: seconds without a command after which the group is let go. grace_s: how long a rank that failed waits for
     the others. max_losses: how often a command may lose its workers before it is given up."""
 
-    def __init__(self, world: int, idle_s: float | None = None, grace_s: float = 5.0, max_losses: int = 3) -> None:
-        self._world, self._idle_s, self._grace_s, self._max_losses = world, idle_s, grace_s, max_losses
+    def __init__(self, idle_s: float | None = None, grace_s: float = 5.0, max_losses: int = 3) -> None:
+        self._idle_s, self._grace_s, self._max_losses = idle_s, grace_s, max_losses
         self._pending: dict[int, Any] = {}
         self._settled: dict[int, list[Report]] = {}
         self._ended: dict[int, set[int]] = {}
-        self._losses, self._last, self._closed = 0, -1, False
+        self._losses, self._groups, self._last, self._closed = 0, 0, -1, False
         self._changed = asyncio.Condition()
 
     async def put(self, number: int, payload: Any) -> bool:
@@ -54,18 +54,29 @@ class Mailbox:
         if not in_time and first() is None:
             await self.close()
         number = first()
-        return None if self._closed or number is None else (number, self._pending[number])
+        if self._closed or number is None:
+            return None
+        self._ended.get(number, set()).discard(rank)  # it was a rank of another group that ended
+        return number, self._pending[number]
 
-    async def end(self, number: int, rank: int, error: str | None) -> bool:
-        """Worker of several: through with a command. After an error it waits for the others; False if they do not come,
-        since they are stuck in a collective."""
-        self._ended.setdefault(number, set()).add(rank)
+    async def end(self, report: Report, world: int) -> bool:
+        """Worker of `world`: through with a command. After an error it waits for the others; False if they do not come,
+        since they are stuck in a collective, or gone. An error of ours (it has a `kind`) then settles the command; any
+        other may come of their loss, and the restarted group tries again."""
+        number, group = report["command"], self._groups
+        self._ended.setdefault(number, set()).add(report["rank"])
         await self._notify()
-        if error is None or await self._wait(lambda: len(self._ended.get(number, ())) == self._world, self._grace_s):
+
+        def all_ended() -> bool:
+            return self._ended.get(number, set()).issuperset(range(world))
+
+        if report["error"] is None:
             return True
-        await self._settle(
-            number, [{"command": number, "rank": rank, "result": None, "error": error, "kind": "UpdateError"}]
-        )
+        await self._wait(lambda: all_ended() or self._groups != group, self._grace_s)
+        if self._groups == group and all_ended():
+            return True
+        if self._groups == group and report["kind"]:
+            await self._settle(number, [report])
         return False
 
     async def done(self, number: int, reports: list[Report]) -> None:
@@ -76,6 +87,7 @@ class Mailbox:
     async def lost(self, failures: dict[int, str]) -> bool:
         """Controller: workers were lost and their group restarts. True to give the group up."""
         self._losses += 1
+        self._groups += 1
         self._ended.clear()
         if self._losses <= self._max_losses:
             return False

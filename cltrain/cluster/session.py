@@ -17,12 +17,15 @@ from cltrain.registry import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """workers: processes of the warm training group; 0 trains in the driver's process. cpus_per_worker,
-    gpus_per_worker: what Ray reserves for each. threads_per_worker: of torch; the same number gives the same bits.
+    """workers: processes of the warm training group; 0 trains in the driver's process. min_workers: how few may go on,
+    after a loss and until there is room for all again (None: no fewer); an update that was under way begins again, with
+    those that are there, and one waits while there is no room for `min_workers`. cpus_per_worker, gpus_per_worker: what
+    Ray reserves for each. threads_per_worker: of torch; the same number of workers and threads gives the same bits.
     idle_s: seconds after which an idle group gives its workers back. address: of a running cluster; None starts a Ray
     here, or takes RAY_ADDRESS."""
 
     workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float = 0.5
     gpus_per_worker: float = 0.0
     threads_per_worker: int = 1
@@ -34,10 +37,20 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"cluster.workers must be 0 (train in this process) or more, not {self.workers}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ConfigError(
+                f"cluster.min_workers must be from 1 to cluster.workers={self.workers}, or null for all of them, not "
+                f"{self.min_workers}"
+            )
         if self.threads_per_worker < 1:
             raise ConfigError(f"cluster.threads_per_worker must be 1 or more, not {self.threads_per_worker}")
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ConfigError("cluster.cpus_per_worker and cluster.gpus_per_worker must be 0 or more")
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise ConfigError(
+                f"cluster.gpus_per_worker must be 0 or 1 with several workers, not {self.gpus_per_worker}: NCCL wants a "
+                "GPU for each"
+            )
 
     @contextmanager
     def session(self, needed: bool, about: dict[str, str]) -> Iterator[str | None]:
@@ -78,13 +91,15 @@ class Cluster:
         """What trains, for the block; `engine` are settings of the group `engine`."""
         root = str(store.to_json()["root"])
         if not self.workers:
-            yield LocalRunner(root=root, threads=self.threads_per_worker, engine=engine)
+            device = "cuda" if self.gpus_per_worker else "cpu"
+            yield LocalRunner(root=root, threads=self.threads_per_worker, device=device, engine=engine)
             return
         from cltrain.cluster.warm import WarmGroup
 
         group = WarmGroup(
             root=root,
             workers=self.workers,
+            min_workers=self.min_workers,
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker,
             threads=self.threads_per_worker,

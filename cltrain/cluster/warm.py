@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cltrain.cluster.execute import execute, payload_of
 from cltrain.cluster.mailbox import Mailbox, Report
@@ -54,7 +55,7 @@ def train_loop(config: dict[str, Any]) -> None:
     """What every rank runs: commands until there are no more."""
     mailbox = config["mailbox"]
     context = ray.train.get_context()
-    rank, several = context.get_world_rank(), context.get_world_size() > 1
+    rank, world = context.get_world_rank(), context.get_world_size()
     number: int | None = None
     while (command := ray.get(mailbox.next.remote(rank, number))) is not None:
         number, payload = command
@@ -64,9 +65,9 @@ def train_loop(config: dict[str, Any]) -> None:
         except CltrainError as error:
             report |= {"error": str(error), "kind": type(error).__name__}
         except Exception:
-            report |= {"error": traceback.format_exc(), "kind": "UpdateError"}
-        if several:  # report() is a barrier: do not enter it while another rank is stuck
-            ended = mailbox.end.remote(number, rank, report["error"])
+            report["error"] = traceback.format_exc()
+        if world > 1:  # report() is a barrier: do not enter it while another rank is stuck
+            ended = mailbox.end.remote(report, world)
             if report["error"] and not ray.get(ended):
                 raise RuntimeError(f"rank {rank} failed in command {number} and the others did not come to its end")
         ray.train.report(report)
@@ -75,10 +76,11 @@ def train_loop(config: dict[str, Any]) -> None:
 @dataclass(kw_only=True)
 class WarmGroup:
     """`update` takes requests with growing numbers, one at a time. After an idle time-out the next one starts it
-    again."""
+    again. With `min_workers` it also works with fewer workers, when there is no room for all of them."""
 
     root: str
     workers: int
+    min_workers: int | None = None
     cpus_per_worker: float = 0.5
     gpus_per_worker: float = 0.0
     threads: int = 1
@@ -92,13 +94,16 @@ class WarmGroup:
         """Begin to start the workers, and return at once."""
         if self._fit is not None:
             return
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(self.workers, self.idle_s)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(self.idle_s)
         resources = {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
         trainer = ray.train.torch.TorchTrainer(
             train_loop,
             train_loop_config={"mailbox": self._mailbox},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers, resources_per_worker=resources, use_gpu=bool(self.gpus_per_worker)
+                num_workers=self.workers if self.min_workers is None else (self.min_workers, self.workers),
+                resources_per_worker=resources,
+                use_gpu=bool(self.gpus_per_worker),
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotations are of Train V1
                 storage_path=Storage(self.root).uri("ray_train"),

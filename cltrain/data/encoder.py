@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import torch
 
 from cltrain.batch import Batch, InputSpec, TensorInput, TextInput
-from cltrain.data.schema import HOUR, WEEKDAY, Feature, Schema, feature_column
+from cltrain.data.schema import HOUR, WEEKDAY, Feature, FeatureKind, Schema, feature_column
 from cltrain.data.text import looks_like_text, tokens
 from cltrain.data.values import text_of
 from cltrain.data.vocabulary import FEW_ROWS, MISSING, CategoricalColumn, by_frequency, fit_categories
@@ -156,6 +156,26 @@ class Encoder:
             classes += by_frequency(table.column(LABEL), classes)
         return dataclasses.replace(self, categorical=columns, classes=classes)
 
+    def extended_with(self, table: pa.Table, schema: Schema) -> Encoder:
+        """The encoder of a model iteration: columns that `schema` still has are encoded as they were, so that a model
+        of the old ones can be carried over; new ones are fitted on `table`, and count as nullable, since rows from
+        before lack them; columns that `schema` lacks, or has as another kind, are left out."""
+        fresh, have = fit_encoder(table, schema), {(f.name, f.kind) for f in schema.features}
+
+        def merged(kind: FeatureKind, old: Sequence[Any], new: Iterable[Any]) -> tuple[Any, ...]:
+            kept = tuple(c for c in old if (c.name, kind) in have)
+            return kept + tuple(c for c in new if c.name not in {k.name for k in kept})
+
+        extended = self.extended(table)
+        nullable = (dataclasses.replace(c, nullable=True) for c in fresh.numeric)
+        return dataclasses.replace(
+            extended,
+            numeric=merged("numeric", self.numeric, nullable),
+            categorical=merged("categorical", extended.categorical, fresh.categorical),
+            tensors=merged("tensor", self.tensors, fresh.tensors),
+            texts=merged("text", self.texts, fresh.texts),
+        )
+
     def reused(self, before: Encoder) -> dict[int, tuple[int, ...]]:
         """By the position of a categorical column, the indices that meant another category `before`."""
         pairs = zip(self.categorical, before.categorical, strict=True)
@@ -196,10 +216,7 @@ def fit_encoder(table: pa.Table, schema: Schema) -> Encoder:
             log.warning("%s looks like text: data.text='[%s]' with model=text reads it", column.name, column.name)
         elif len(column.categories) > IDENTIFIER_SHARE * table.num_rows > IDENTIFIER_SHARE * FEW_ROWS:
             log.warning("%s differs in most rows and teaches little: data.exclude='[%s]'", column.name, column.name)
-    tensors = tuple(
-        TensorColumn(name=f.name, shape=f.shape, element=f.element) for f in schema.features if f.kind == "tensor"
-    )
-    texts = tuple(TextColumn(name=n, buckets=of.text_buckets, max_tokens=of.max_tokens) for n in schema.names("text"))
+    tensors, texts = _inputs_of_their_own(schema)
     if not (numeric or categorical or tensors or texts):
         raise UpdateError(f"no column varies in these {table.num_rows} rows: there is nothing to learn from")
     mean, std = _moments(np.asarray(label)) if task == "regression" else (0.0, 1.0)
@@ -213,6 +230,19 @@ def fit_encoder(table: pa.Table, schema: Schema) -> Encoder:
         target_mean=mean,
         target_std=std,
     )
+
+
+def outline(schema: Schema) -> InputSpec:
+    """What can be said of a model's inputs before there are rows: tensors and texts are right, all else is not."""
+    tensors, texts = _inputs_of_their_own(schema)
+    return Encoder(task=schema.columns.task, numeric=(), categorical=(), tensors=tensors, texts=texts).spec
+
+
+def _inputs_of_their_own(schema: Schema) -> tuple[tuple[TensorColumn, ...], tuple[TextColumn, ...]]:
+    of = schema.columns
+    tensors = (TensorColumn(name=f.name, shape=f.shape, element=f.element) for f in schema.features if f.shape)
+    texts = (TextColumn(name=n, buckets=of.text_buckets, max_tokens=of.max_tokens) for n in schema.names("text"))
+    return tuple(tensors), tuple(texts)
 
 
 def request_table(rows: Sequence[dict[str, Any]], encoder: Encoder) -> pa.Table:

@@ -38,7 +38,8 @@ from cltrain.task import check_task
 log = logging.getLogger(__name__)
 
 HOUR, WEEKDAY = "_hour", "_weekday"
-RESERVED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, HOUR, WEEKDAY, "_reservoir_key")  # the last one is the memory's
+MEMORY = ("_reservoir_key", "_outputs", "_stands_for")  # columns that memories add
+RESERVED = (EVENT_ID, EVENT_TIME, LABEL_TIME, LABEL, HOUR, WEEKDAY, *MEMORY)
 FeatureKind = Literal["numeric", "categorical", "tensor", "text"]
 INPUTS = ("numeric", "categorical", "self")  # what a column that is an input of its own cannot be called
 MAX_CATEGORIES = 20_000

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cltrain.batch import Batch
 from cltrain.memory import Seen
 from cltrain.models.embeddings import outputs_and_embeddings
-from cltrain.task import doubts, row_losses
+from cltrain.task import doubts, known_losses, row_losses
 
 Named = dict[str, Tensor]
 CHUNK_ROWS = 8_192
@@ -37,34 +37,62 @@ class MethodState:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """One step's rows of this rank after the forward pass: `fresh` new ones and then the rehearsed ones.
+    """One step's rows of this rank after the forward pass: `fresh` new ones and then the rehearsed ones, with what a
+    method reads of them in `new` and `old`.
 
-    `outputs` are the model's, `losses` (B,) those of the labels. The means are over the global batch: a rank adds what
-    its rows contribute, and the ranks' gradients add up.
+    `outputs` (B, C) are the model's. The means are over the global batch: a rank adds what its rows contribute, and the
+    ranks' gradients add up. `even` says that the rows here are all there are, and that each weighs 1.
     """
 
     task: str
-    batch: Batch
     outputs: Tensor
-    losses: Tensor
+    target: Tensor
+    weight: Tensor
     fresh: int
     new_weight: Tensor | float
     old_weight: Tensor | float
+    even: bool
+    new: Mapping[str, Tensor]
+    old: Mapping[str, Tensor]
+
+    @property
+    def has_old(self) -> bool:
+        return self.outputs.shape[0] > self.fresh
+
+    def labels(self, rehearsed_weight: float | None) -> Tensor:
+        """The mean loss of the labels: see `Method.rehearsed_weight`."""
+        if self.even:
+            if rehearsed_weight is None or not self.has_old:
+                return known_losses(self.task, self.outputs, self.target, "mean")
+            labels = known_losses(self.task, self.outputs[: self.fresh], self.target[: self.fresh], "mean")
+            if not rehearsed_weight:
+                return labels
+            old = known_losses(self.task, self.outputs[self.fresh :], self.target[self.fresh :], "mean")
+            return labels + rehearsed_weight * old
+        losses = known_losses(self.task, self.outputs, self.target)
+        if rehearsed_weight is None:
+            return (losses * self.weight).sum() / (self.new_weight + self.old_weight)
+        labels = self.mean_new(losses[: self.fresh])
+        return labels + rehearsed_weight * self.mean_old(losses[self.fresh :]) if self.has_old else labels
 
     def mean_new(self, values: Tensor) -> Tensor:
         """Weighted mean over the new rows of `values`, (fresh,)."""
-        return (values * self.batch.weight[: self.fresh]).sum() / self.new_weight
+        if self.even:
+            return values.mean()
+        return (values * self.weight[: self.fresh]).sum() / self.new_weight
 
     def mean_old(self, values: Tensor) -> Tensor:
         """Weighted mean over the rehearsed rows of `values`, (B - fresh,)."""
-        return (values * self.batch.weight[self.fresh :]).sum() / self.old_weight
+        if self.even:
+            return values.mean()
+        return (values * self.weight[self.fresh :]).sum() / self.old_weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class Absorbed:
     """What an update ends with: the model in eval mode with all its parameters, its rows as events (`rows`) and as
     tensors (`batch`), in the same order, with those that were kept aside to stop early; `encode`, which makes a batch
-    of other events; and `reduce`, which adds up a tensor over the ranks that each hold a `shard`. All ranks have all
+    of other events; `said` (N, C), for a method that `records`, NaN for rows that were not trained on; and `reduce`, which adds up a tensor over the ranks that each hold a `shard`. All ranks have all
     rows."""
 
     model: nn.Module
@@ -73,6 +101,7 @@ class Absorbed:
     batch: Batch
     seed: int
     encode: Callable[[pa.Table], Batch]
+    said: Tensor | None = None
     shard: Callable[[Tensor], Tensor] = lambda index: index
     reduce: Callable[[Tensor], Tensor] = lambda value: value
 
@@ -109,12 +138,14 @@ class Method:
     """Answers nothing: plain fine-tuning. Other methods override what they answer.
 
     needs: what the method asks of an engine (see `Plain.offers`); one that lacks it is refused before training starts.
-    reads: what it wants to find in `Batch.extra` of its rows: "parent" is the outputs of the parent on new rows, and
-    "outputs" those that were stored in the memory with the rehearsed rows; NaN where there are none.
+    reads: what it wants to find in `Joined.new` and `Joined.old`. "parent": the outputs (fresh, K) of the parent for
+    the new rows, where there is a parent. "outputs": those (B - fresh, C) that the memory holds of the rehearsed rows;
+    and, where some are of fewer classes, "outputs_known", 1 where there is one.
     stateful: False where every update starts from scratch, on the history that recalibration uses.
     restarts: True where every update starts from fresh weights, but on what the memory holds.
     rehearsed_weight: what the mean loss of the rehearsed rows' labels counts beside that of the new rows. None: there
     is one mean over all rows, and each counts what it counted when it was new.
+    records: True where it wants to know, in the end, what the model said of each new row when it last learned from it.
     projects: True where rehearsed rows do not join the batch, but have a gradient of their own, given to `project`.
     """
 
@@ -123,6 +154,7 @@ class Method:
     stateful: bool = True
     restarts: bool = False
     rehearsed_weight: float | None = None
+    records: bool = False
     projects: bool = False
 
     @property

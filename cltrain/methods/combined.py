@@ -59,6 +59,10 @@ class Combined(Method):
         return self._rehearser.rehearsed_weight
 
     @property
+    def records(self) -> bool:  # type: ignore[override]
+        return any(part.records for part in self.parts.values())
+
+    @property
     def projects(self) -> bool:  # type: ignore[override]
         return self._rehearser.projects
 

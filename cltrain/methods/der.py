@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cltrain.errors import ConfigError
 from cltrain.methods.base import OUTPUTS, Absorbed, Joined, MethodState
 from cltrain.methods.replay import Replay
+from cltrain.records import EVENT_ID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,8 @@ class DER(Replay):
     rows and those that the memory holds (eq. 5), and `beta` times the loss of their labels, which makes it DER++
     (eq. 6). Both are taken of the same draw, where the paper draws twice.
 
-    The memory holds what the model said of a row at the end of the update that brought it, in the column `_outputs`;
-    the paper stores what it said in mid-training.
+    The memory holds, in the column `_outputs`, what the model said of a row when it last learned from it, in
+    mid-training. (What it says at the end of the update is further from 0, and harder to keep: see docs/experiments.md.)
     """
 
     ratio: float = 1.0
@@ -31,6 +32,7 @@ class DER(Replay):
     beta: float = 0.0
 
     reads = frozenset({"outputs"})
+    records = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,14 +45,16 @@ class DER(Replay):
         return self.beta
 
     def terms(self, joined: Joined) -> dict[str, Tensor]:
-        stored = joined.batch.extra.get("outputs")
-        if stored is None or not joined.old_weight or not self.alpha:
+        stored = joined.old.get("outputs")
+        if stored is None or not joined.has_old or not self.alpha:
             return {}
-        stored = stored[joined.fresh :]
-        ours = joined.outputs[joined.fresh :, : stored.shape[1]]
-        known = torch.isfinite(stored)
-        distance = torch.where(known, ours - stored, 0.0).square().sum(1) / known.sum(1).clamp(min=1)
-        return {"outputs": self.alpha * joined.mean_old(distance)}
+        ours, known = joined.outputs[joined.fresh :], joined.old.get("outputs_known")
+        if known is None and joined.even:
+            return {"outputs": self.alpha * F.mse_loss(ours, stored)}
+        distance = (ours - stored).square()
+        if known is not None:  # a class that was not known then does not count
+            distance = distance * known / known.mean(1, keepdim=True).clamp(min=1e-12)
+        return {"outputs": self.alpha * joined.mean_old(distance.mean(1))}
 
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
         state = super().absorb(state, absorbed)
@@ -73,7 +77,7 @@ def _with_outputs(memory: pa.Table | None, absorbed: Absorbed) -> pa.Table | Non
         held = memory.column(OUTPUTS).drop_null().combine_chunks()
     if not lacking.any():
         return memory
-    fresh = absorbed.outputs(memory.filter(pa.array(lacking))).cpu().numpy()
+    fresh = _said(memory.filter(pa.array(lacking)), absorbed)
     offsets = np.arange(0, fresh.size + 1, fresh.shape[1], dtype=np.int32)
     made = pa.ListArray.from_arrays(pa.array(offsets), pa.array(fresh.ravel(), pa.float32()))
     place = np.empty(memory.num_rows, np.int64)
@@ -83,3 +87,15 @@ def _with_outputs(memory: pa.Table | None, absorbed: Absorbed) -> pa.Table | Non
     if OUTPUTS in memory.column_names:
         return memory.set_column(memory.column_names.index(OUTPUTS), OUTPUTS, column)
     return memory.append_column(OUTPUTS, column)
+
+
+def _said(rows: pa.Table, absorbed: Absorbed) -> np.ndarray:
+    """(N, C): what was said of rows when they were trained on, and what is said now of those that were not."""
+    if absorbed.said is None:
+        return absorbed.outputs(rows).cpu().numpy()
+    place = pc.index_in(rows.column(EVENT_ID), value_set=absorbed.rows.column(EVENT_ID).combine_chunks())
+    found = absorbed.said.cpu().numpy()[np.asarray(pc.fill_null(place, 0))]
+    silent = np.isnan(found).any(1) | np.asarray(pc.is_null(place))
+    if silent.any():
+        found[silent] = absorbed.outputs(rows.filter(pa.array(silent))).cpu().numpy()
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cltrain.batch import Batch
 from cltrain.methods.base import Absorbed
@@ -59,7 +60,8 @@ def _sum_over_rows(
     model.eval()
     try:
         try:
-            return _summed(vmap(grad(of_row), in_dims=(None, 0, 0)), parameters, batch, chunk, size)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule, and one row follows another
+                return _summed(vmap(grad(of_row), in_dims=(None, 0, 0)), parameters, batch, chunk, size)
         except RuntimeError:
             return _summed(_one_by_one(grad(of_row)), parameters, batch, 1, size)
     finally:

@@ -28,8 +28,8 @@ class LwF(Method):
             raise ConfigError(f"method.temperature must be above 0, not {self.temperature}")
 
     def terms(self, joined: Joined) -> dict[str, Tensor]:
-        parent = joined.batch.extra.get("parent")
+        parent = joined.new.get("parent")
         if parent is None or not self.strength:
             return {}
-        ours, theirs = joined.outputs[: joined.fresh], parent[: joined.fresh]
-        return {"parent": self.strength * joined.mean_new(distillation(joined.task, ours, theirs, self.temperature))}
+        loss = distillation(joined.task, joined.outputs[: joined.fresh], parent, self.temperature)
+        return {"parent": self.strength * joined.mean_new(loss)}

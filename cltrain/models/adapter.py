@@ -8,6 +8,7 @@ output. Its parameters are called `layer.base_layer.weight`, `layer.lora_A.defau
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,12 +63,21 @@ class LoRA:
         return stateful or self.freeze == "always"
 
 
-def adapt(net: nn.Module, settings: LoRA) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class NoAdapter:
+    """Every update trains the whole model."""
+
+    def adapts(self, stateful: bool) -> bool:
+        return False
+
+
+def adapt(net: nn.Module, settings: LoRA | NoAdapter) -> nn.Module:
     """Put an adapter into `net`, in place, and freeze the rest but what `settings` say; its outputs stay as they are.
 
     Draws from torch's generator. Raises `ConfigError` where `peft` is not installed, or a name fits nothing that can
     be adapted.
     """
+    assert isinstance(settings, LoRA)
     peft = _peft()
     chosen = _chosen(net, settings)
     head = last_linear(net)
@@ -77,7 +87,10 @@ def adapt(net: nn.Module, settings: LoRA) -> nn.Module:
             raise ConfigError(f"adapter.also has {name}, which is no module and no parameter of the model")
     frozen_before = {n for n, p in net.named_parameters() if not p.requires_grad}
     config = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=chosen
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="|".join(map(re.escape, chosen)),  # a list would also take names that end alike
     )
     peft.inject_adapter_in_model(config, net)
     for name, parameter in net.named_parameters():

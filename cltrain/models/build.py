@@ -38,12 +38,21 @@ def build_model(settings: Mapping[str, Any], spec: InputSpec) -> nn.Module:
         raise ConfigError(f"model._target_={target} cannot be made with {sorted(given)}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model._target_={target} gives {type(model).__name__}, which is not a torch.nn.Module")
-    check_inputs(settings, model.forward, spec)
+    _check_forward(settings, model.forward, spec)
     return model
 
 
-def check_inputs(settings: Mapping[str, Any], forward: Callable[..., Any], spec: InputSpec) -> None:
-    """Raises `ConfigError` if `forward` has no parameter for a column of tensors or text."""
+def check_model(settings: Mapping[str, Any], spec: InputSpec) -> None:
+    """Before anything is made: raises `ConfigError` for a model that cannot take the tensors and texts of `spec`, or
+    needs what it lacks (which its class says in `check(spec)`)."""
+    factory = _factory(settings)
+    if check := getattr(factory, "check", None):
+        check(spec)
+    if forward := getattr(factory, "forward", None):
+        _check_forward(settings, forward, spec)
+
+
+def _check_forward(settings: Mapping[str, Any], forward: Callable[..., Any], spec: InputSpec) -> None:
     try:
         wanted = inspect.signature(forward).parameters
     except (TypeError, ValueError):  # not one of Python's own

@@ -67,9 +67,14 @@ def table_rows(model: nn.Module, places: Mapping[int, Sequence[int]], cardinalit
     return found
 
 
-def restarted(named: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """`named` weights (or anchors) where the `rows` of each table are copies of its unknown category's."""
-    return {name: _with(value, rows.get(name), value[UNKNOWN] if name in rows else 0) for name, value in named.items()}
+def restarted(weights: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+    """`weights` where the `rows` of each table are copies of its unknown category's."""
+    return {n: _with(w, rows.get(n), w[UNKNOWN] if n in rows else 0) for n, w in weights.items()}
+
+
+def copied(anchors: Mapping[str, Tensor], rows: Rows, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`anchors` where the `rows` are those of `weights`."""
+    return {n: _with(a, rows.get(n), weights[n][rows[n]] if n in rows else 0) for n, a in anchors.items()}
 
 
 def forgotten(named: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:

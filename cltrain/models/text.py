@@ -57,13 +57,7 @@ class TextTransformer(ColumnsNet):
         embedding_dim: int = 6,
     ) -> None:
         super().__init__(spec, embedding_dim)
-        if not spec.texts:
-            raise ConfigError("model=text needs a column of text, and there is none: name it, data.text='[COLUMN]'")
-        if spec.tensors:
-            raise ConfigError(
-                f"model=text cannot take the tensors in {', '.join(t.name for t in spec.tensors)}: leave them out with "
-                f"data.exclude='[{','.join(t.name for t in spec.tensors)}]', or write a model for both"
-            )
+        self.check(spec)
         if min(dim, heads) < 1 or layers < 0 or dim % heads or not 0 <= dropout < 1:
             raise ConfigError(
                 "model.dim must be a multiple of model.heads, both 1 or more, model.layers 0 or more, and "
@@ -78,6 +72,18 @@ class TextTransformer(ColumnsNet):
         self.layers = nn.ModuleList(EncoderLayer(dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim * len(self.texts) + self.width, spec.num_outputs)
+
+    @staticmethod
+    def check(spec: InputSpec) -> None:
+        """Raises `ConfigError` for data that is not for this model."""
+        if not spec.texts:
+            raise ConfigError("model=text needs a column of text, and there is none: name it, data.text='[COLUMN]'")
+        if spec.tensors:
+            names = ",".join(t.name for t in spec.tensors)
+            raise ConfigError(
+                f"model=text cannot take the tensors in {names}: leave them out with data.exclude='[{names}]' or write "
+                "a model for both"
+            )
 
     def forward(self, numeric: Tensor, categorical: Tensor, **texts: Tensor) -> Tensor:
         """(B, F) float32, (B, C) int64 and each text (B, L) int64 to (B, outputs) logits or standardised values."""

@@ -33,11 +33,7 @@ class SmallCNN(ColumnsNet):
         embedding_dim: int = 6,
     ) -> None:
         super().__init__(spec, embedding_dim)
-        if not spec.tensors:
-            raise ConfigError(
-                "model=cnn needs a column of tensors (lists of numbers that all have one length), and there is none: "
-                "use model=tabular"
-            )
+        self.check(spec)
         if len(channels) != 2 or min(channels) < 1 or (shape is not None and (len(shape) != 3 or min(shape) < 1)):
             raise ConfigError(
                 "model.channels must be two numbers of 1 or more, and model.shape [channels, height, width] or null, "
@@ -58,6 +54,20 @@ class SmallCNN(ColumnsNet):
         for tensor, image in zip(spec.tensors, images, strict=True):
             width += math.prod(tensor.shape) if image is None else channels[1] * _quarter(image[1]) * _quarter(image[2])
         self.head = nn.Linear(width, spec.num_outputs)
+
+    @staticmethod
+    def check(spec: InputSpec) -> None:
+        """Raises `ConfigError` for data that is not for this model."""
+        if not spec.tensors:
+            raise ConfigError(
+                "model=cnn needs a column of tensors (lists of numbers that all have one length), and there is none: "
+                "use model=tabular"
+            )
+        if spec.texts:
+            raise ConfigError(
+                f"model=cnn cannot take the text in {', '.join(t.name for t in spec.texts)}: leave it out of data.text "
+                "or write a model for both"
+            )
 
     def forward(self, numeric: Tensor, categorical: Tensor, **tensors: Tensor) -> Tensor:
         """(B, F) float32, (B, C) int64 and each tensor (B, *shape) float32 to (B, outputs) logits or standardised

@@ -105,6 +105,8 @@ def profile_of(table: pa.Table) -> Profile:
                 low=float(finite.min()) if len(finite) else None,
                 high=float(finite.max()) if len(finite) else None,
             )
+        elif not pa.types.is_string(column.type):  # of tensors and texts only the nulls are counted
+            categorical[name] = CategoricalProfile(rows=len(column), nulls=column.null_count, counts={})
         else:
             counts = pc.value_counts(column.drop_null())
             found = pa.table({"value": counts.field(0), "count": counts.field(1)})

@@ -142,7 +142,7 @@ class Registry:
             if known is not None:
                 return _record(known, self._aliases(session))
             parent = self._version_of_state(session, challenger.parent) if challenger.parent else None
-            major, minor = self._next_number(session, parent)
+            major, minor = self._next_number(session, parent if challenger.kind == "stateful" else None)
             digest = digest_json(settings)
             if session.get(SettingsRow, digest) is None:
                 session.add(SettingsRow(digest=digest, settings=settings))

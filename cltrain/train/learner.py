@@ -6,23 +6,25 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cltrain.batch import Batch
-from cltrain.data.encoder import Encoder, fit_encoder
+from cltrain.data.encoder import Encoder
 from cltrain.data.schema import Schema
 from cltrain.errors import ConfigError, UpdateError
 from cltrain.methods import Absorbed, Method, MethodState
-from cltrain.methods.base import CHUNK_ROWS, OUTPUTS, Named
-from cltrain.models.build import build_model
-from cltrain.models.growth import grow_into, grown, padded
+from cltrain.methods.base import CHUNK_ROWS, OUTPUTS
+from cltrain.models.adapter import LoRA, NoAdapter
+from cltrain.models.surgery import Carried
 from cltrain.records import LABEL, Cursor
+from cltrain.train.beginning import by_surgery, extended, from_nothing, from_parent
 from cltrain.train.checkpoint import Checkpoints
 from cltrain.train.engines.plain import Plain, Running
 from cltrain.train.loader import encode, place
@@ -33,8 +35,6 @@ from cltrain.train.state import State
 from cltrain.train.step import Stepper
 
 log = logging.getLogger(__name__)
-
-ANCHORS = ("anchor", "root")  # slots of what a parameter was, not of what it weighs
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,10 @@ class Learner:
     running: Running
     remembered: MethodState
     seed: int
-    knew: int | None
+    knew: int | None = None
+    base: Mapping[str, Tensor] | None = None
+    adapter: LoRA | NoAdapter = field(default_factory=NoAdapter)
+    carried: Carried | None = None
     updates: int = 0
     steps: int = 0
     absorb_seconds: float = 0.0
@@ -68,39 +71,43 @@ class Learner:
         training: Training,
         seed: int,
         engine: Plain,
+        adapter: LoRA | NoAdapter | None = None,
+        transfer: Mapping[str, str | None] | None = None,
     ) -> Learner:
         """From scratch on labelled `rows` without a parent, else from where the parent ended, with its optimizer and
-        what `rows` make new: categories and classes. Draws from torch's generator to initialise weights."""
+        what `rows` make new; with `transfer` (parameters of the parent by the names of the new ones, maybe none) by
+        surgery. Draws from torch's generator to initialise weights."""
         if lacking := sorted(method.needs - engine.offers):
             raise ConfigError(
                 f"{type(method).__name__} needs {', '.join(lacking)}, which {type(engine).__name__} lacks"
             )
-        remembered = MethodState() if parent is None else parent.method
+        adapter = adapter or NoAdapter()
         if parent is None:
-            encoder = fit_encoder(rows, schema)
-            net = build_model(model, encoder.spec)
-            if start_at := getattr(net, "start_at", None):
-                start_at(encoder.task, encoder(rows).target)
+            begun = from_nothing(rows, schema, model, adapter)
+        elif method.restarts:
+            begun = from_nothing(rows, schema, model, NoAdapter(), extended(parent.encoder, rows, schema))
+            begun = dataclasses.replace(begun, remembered=parent.method)
+        elif transfer is not None:
+            begun = by_surgery(parent, rows, schema, model, transfer)
         else:
-            encoder = _extended(parent.encoder, rows, schema)
-            _warn_of_new_classes(encoder.classes[len(parent.encoder.classes) :], method)
-            net = build_model(model, encoder.spec)
-            if not method.restarts:
-                remembered = _continue_from(parent, net)
-        running = engine.begin(net, lambda module: make_optimizer(module, training))
-        if parent is not None and not method.restarts:
-            running.load_optimizer(parent.optimizer)
+            begun = from_parent(parent, rows, schema, model, adapter)
+            _warn_of_new_classes(begun.encoder.classes[len(parent.encoder.classes) :], method)
+        running = engine.begin(begun.net, lambda module: make_optimizer(module, training))
+        running.load_optimizer(begun.optimizer)
         return cls(
-            encoder=encoder,
+            encoder=begun.encoder,
             schema=schema,
             model=dict(model),
             method=method,
             training=training,
             engine=engine,
             running=running,
-            remembered=remembered,
+            remembered=begun.remembered,
             seed=seed,
-            knew=None if parent is None or method.restarts else parent.encoder.num_outputs,
+            knew=begun.knew,
+            base=begun.base,
+            adapter=adapter,
+            carried=begun.carried,
             updates=0 if parent is None else parent.updates + 1,
             steps=0 if parent is None else parent.steps,
         )
@@ -122,7 +129,7 @@ class Learner:
         passed = train_passes(stepper, batch, exemplars, self.training, self.seed, ahead=ahead, checkpoints=checkpoints)
         self._require_finite(passed)
         self.steps += passed.steps
-        self.absorb(rows, batch, stepper.state)
+        self.absorb(rows, batch, stepper.state, passed.said)
         return passed
 
     def stepper(self) -> Stepper:
@@ -144,12 +151,11 @@ class Learner:
             return None
         batch = self.encoder(memory)
         if "outputs" in self.method.reads and OUTPUTS in memory.column_names:
-            outputs = _matrix(memory.column(OUTPUTS), self.encoder.num_outputs)
-            batch = dataclasses.replace(batch, extra={"outputs": outputs})
+            batch = dataclasses.replace(batch, extra=_stored(memory.column(OUTPUTS), self.encoder.num_outputs))
         return batch
 
-    def absorb(self, rows: pa.Table, batch: Batch, state: MethodState) -> None:
-        """Let the method remember `rows`, which were learned. `state` is that of the stepper."""
+    def absorb(self, rows: pa.Table, batch: Batch, state: MethodState, said: Tensor | None = None) -> None:
+        """Let the method remember `rows`, which were learned. `state` is that of the stepper, `said` of `Passed`."""
         started = time.perf_counter()
         whole = {slot: self.running.gather(pieces) for slot, pieces in state.tensors.items()}
         with self.running.whole() as net:
@@ -160,6 +166,7 @@ class Learner:
                 batch=batch,
                 seed=self.seed,
                 encode=self.encoder,
+                said=said,
                 shard=self.engine.shard,
                 reduce=self.engine.sum,
             )
@@ -176,6 +183,8 @@ class Learner:
             encoder=self.encoder,
             schema=self.schema,
             model=self.model,
+            adapter=None if self.base is None else dataclasses.asdict(self.adapter),
+            base=self.base,
             cursor=cursor,
             updates=self.updates,
             steps=self.steps,
@@ -213,17 +222,6 @@ def labelled(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _extended(encoder: Encoder, rows: pa.Table, schema: Schema) -> Encoder:
-    have = {f.name for f in schema.features}
-    wanted = [c.name for c in encoder.numeric] + [c.name for c in encoder.categorical]
-    lacking = [name for name in wanted if name not in have]
-    if lacking:
-        raise UpdateError(f"the rows lack {', '.join(lacking)}, which the parent was trained on: recalibrate")
-    if schema.columns.task != encoder.task:
-        raise UpdateError(f"the parent was trained for {encoder.task}, not for {schema.columns.task}: recalibrate")
-    return encoder.extended(rows)
-
-
 def _warn_of_new_classes(classes: tuple[str, ...], method: Method) -> None:
     """Penalties and distillation keep 22 % and less of split MNIST in class-incremental streams: they never see an old
     class beside a new one (van de Ven and Tolias 2019)."""
@@ -236,33 +234,15 @@ def _warn_of_new_classes(classes: tuple[str, ...], method: Method) -> None:
         )
 
 
-def _continue_from(parent: State, net: nn.Module) -> MethodState:
-    """Load the parent's weights into `net`, and return what its method remembers, with rows for categories and
-    classes that are new: no importance, anchored where they start."""
-    if not getattr(net, "supports_incremental", True):
-        raise UpdateError(
-            f"{type(net).__name__} says supports_incremental = False: it cannot continue from a parent; train it from "
-            "scratch each time with strategy=periodic or method=from_scratch"
-        )
-    grow_into(net, parent.weights)
-    like = dict(net.named_parameters())
-    tensors: dict[str, Named] = {}
-    for slot, named in parent.method.tensors.items():
-        if slot in ANCHORS:
-            tensors[slot] = {n: grown(n, v, like[n].detach()) for n, v in named.items()}
-        else:
-            tensors[slot] = padded(named, like)
-    return dataclasses.replace(parent.method, tensors=tensors)
-
-
-def _matrix(column: pa.ChunkedArray, width: int) -> Tensor:
-    """Lists of numbers as (N, width) float32, NaN where they are null or shorter."""
-    found = torch.full((len(column), width), torch.nan)
+def _stored(column: pa.ChunkedArray, width: int) -> dict[str, Tensor]:
+    """Lists of numbers as (N, width) float32, and which of them are there where some lists are shorter or null."""
+    outputs, known = torch.zeros(len(column), width), torch.zeros(len(column), width, dtype=torch.bool)
     start = 0
     for chunk in column.chunks:
-        lengths = torch.from_numpy(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False).copy())
-        values = torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy())
-        filled = torch.arange(width)[None, :] < lengths[:, None]
-        found[start : start + len(chunk)][filled] = values
+        lengths = torch.tensor(np.asarray(pc.fill_null(pc.list_value_length(chunk), 0)))
+        known[start : start + len(chunk)] = torch.arange(width)[None, :] < lengths[:, None]
+        outputs[start : start + len(chunk)][known[start : start + len(chunk)]] = torch.tensor(
+            np.asarray(chunk.flatten())
+        )
         start += len(chunk)
-    return found
+    return {"outputs": outputs} if known.all() else {"outputs": outputs, "outputs_known": known.float()}

@@ -19,7 +19,7 @@ from cltrain.methods import Method
 from cltrain.seeding import torch_generator
 from cltrain.train.engines.plain import Plain
 from cltrain.train.settings import Training
-from cltrain.train.step import Rows
+from cltrain.train.step import Part, Rows
 
 CHUNK_ROWS = 65_536
 GIB = 1 << 30
@@ -80,9 +80,7 @@ class Loader:
                 old = self.method.augment(old, torch_generator(self.seed, "augment", *draw.place, self.engine.rank))
             if self.method.projects:
                 reference, old, old_weight = (old, old_weight), None, 0.0
-        parts = [(new if old is None else join([new, old]), len(new))]
-        if self.accumulate > 1:
-            parts = _parts(new, old, self.accumulate)
+        parts = [_part(new, old)] if self.accumulate == 1 else _parts(new, old, self.accumulate)
         even = self._even and self.engine.world == 1 and len(parts) == 1
         return Rows(parts, new_weight, old_weight, even, reference)
 
@@ -104,15 +102,20 @@ class Loader:
         return rows.weight.index_select(0, index).sum().to(self.engine.device)
 
 
-def _parts(new: Batch, old: Batch | None, count: int) -> list[tuple[Batch, int]]:
+def _part(new: Batch, old: Batch | None) -> Part:
+    if old is None:
+        return Part(new, len(new), new.extra, {})
+    return Part(join([new, old]), len(new), new.extra, old.extra)
+
+
+def _parts(new: Batch, old: Batch | None, count: int) -> list[Part]:
     """A batch in `count` parts, or fewer where there are not as many new rows."""
     count = min(count, len(new))
-    parts = []
-    for i in range(count):
-        fresh = new.rows(len(new) * i // count, len(new) * (i + 1) // count)
-        some = [] if old is None else [old.rows(len(old) * i // count, len(old) * (i + 1) // count)]
-        parts.append((join([fresh, *some]), len(fresh)))
-    return parts
+
+    def part(of: Batch, i: int) -> Batch:
+        return of.rows(len(of) * i // count, len(of) * (i + 1) // count)
+
+    return [_part(part(new, i), None if old is None else part(old, i)) for i in range(count)]
 
 
 def place(rows: Batch, engine: Plain, training: Training) -> tuple[Batch, bool]:

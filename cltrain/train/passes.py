@@ -20,12 +20,14 @@ from cltrain.train.step import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """rows counts every visit of a row, replayed ones among them; loss is the mean over all steps and ranks."""
+    """rows counts every visit of a row, replayed ones among them; loss is the mean over all steps and ranks; said (N, C)
+    is what the model said of each row in the last pass, for a method that records it, NaN for rows kept aside."""
 
     steps: int
     rows: int
     replayed: int
     loss: float
+    said: Tensor | None = None
 
 
 def train_passes(
@@ -53,12 +55,15 @@ def train_passes(
     steps_per_pass = -(-len(learned) // batch_size)
     steps = visited = replayed = begin = skip = 0
     loss_sum = torch.zeros((), device=device)
+    said: Tensor | None = None
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         begin, skip, steps, visited, replayed = saved.epoch, saved.step, saved.steps, saved.rows, saved.replayed
         loss_sum = saved.tensors["loss"].to(device)
+        said = saved.tensors["said"].to(device) if "said" in saved.tensors else None
         _restore(stepper, saved, best)
     for epoch in range(begin, epochs):
         stepper.running.module.train()
+        said = said if skip else None
         seen = hide_categories(rows, training.unknown_rate, torch_generator(seed, "hide", epoch))
         old = exemplars
         if old is not None:
@@ -76,20 +81,42 @@ def train_passes(
         for step, (draw, batch) in enumerate(zip(draws, loader.batches(draws), strict=True), skip + 1):
             stepper.running.set_learning_rate(training.learning_rate_at(steps / (epochs * steps_per_pass)))
             loss_sum += stepper.step(batch)
+            if stepper.said:
+                said = _recorded(said, stepper, draw.new.to(device), len(rows))
             rehearsed = 0 if draw.old is None else len(draw.old)
             visited += len(draw.new) + rehearsed
             replayed += rehearsed
             steps += 1
             if checkpoints is not None and checkpoints.due(steps):
                 numbers = {"epoch": epoch, "step": step, "steps": steps, "rows": visited, "replayed": replayed}
-                checkpoints.save(_checkpoint(stepper, best, loss_sum, numbers))
+                checkpoints.save(_checkpoint(stepper, best, loss_sum, said, numbers))
         skip = 0
         if best is not None and best.passes_since() >= training.passes_without_gain(epochs):
             break
     if best is not None:
         best.restore()
     net.eval()
-    return Passed(steps=steps, rows=visited, replayed=replayed, loss=stepper.engine.sum(loss_sum).item() / steps)
+    return Passed(
+        steps=steps,
+        rows=visited,
+        replayed=replayed,
+        loss=stepper.engine.sum(loss_sum).item() / steps,
+        said=said if said is None or stepper.engine.world == 1 else _of_all_ranks(said, stepper),
+    )
+
+
+def _recorded(said: Tensor | None, stepper: Stepper, index: Tensor, rows: int) -> Tensor:
+    """`said` with what the last step said of this rank's share of the rows at `index`."""
+    found = torch.cat(stepper.said)
+    if said is None:
+        said = found.new_full((rows, found.shape[1]), torch.nan)
+    mine = stepper.engine.shard(index)
+    return said.index_copy_(0, mine, found) if len(mine) else said
+
+
+def _of_all_ranks(said: Tensor, stepper: Stepper) -> Tensor:
+    known = stepper.engine.sum((~said.isnan()).float())
+    return torch.where(known > 0, stepper.engine.sum(said.nan_to_num()) / known, torch.nan)
 
 
 def _draws(
@@ -145,8 +172,12 @@ class Best:
             self.stepper.running.load_optimizer(self.optimizer)
 
 
-def _checkpoint(stepper: Stepper, best: Best | None, loss_sum: Tensor, numbers: dict[str, int]) -> Checkpoint:
+def _checkpoint(
+    stepper: Stepper, best: Best | None, loss_sum: Tensor, said: Tensor | None, numbers: dict[str, int]
+) -> Checkpoint:
     running = stepper.running
+    if said is not None and stepper.engine.world > 1:
+        said = _of_all_ranks(said, stepper)
     kinds = {"weights": running.weights(), "optimizer": running.optimizer_tensors()}
     kinds |= {f"method/{slot}": running.gather(pieces) for slot, pieces in stepper.state.tensors.items()}
     if best is not None and best.weights:
@@ -156,7 +187,7 @@ def _checkpoint(stepper: Stepper, best: Best | None, loss_sum: Tensor, numbers: 
         **numbers,
         best_loss=best.loss if best and best.weights else None,
         best_passes=best.passes if best else 0,
-        tensors=tensors | {"loss": loss_sum.cpu()},
+        tensors=tensors | {"loss": loss_sum.cpu()} | ({} if said is None else {"said": said.cpu()}),
     )
 
 

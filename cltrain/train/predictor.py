@@ -31,7 +31,7 @@ class Predictor:
     @classmethod
     def of(cls, state: State) -> Predictor:
         model = build_model(state.model, state.encoder.spec)
-        model.load_state_dict(state.weights)
+        model.load_state_dict(state.served_weights)
         return cls(state, model.eval())
 
     @classmethod

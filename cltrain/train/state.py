@@ -16,6 +16,7 @@ from cltrain.data.encoder import Encoder
 from cltrain.data.schema import Columns, Feature, Schema
 from cltrain.errors import DigestError
 from cltrain.methods import MethodState
+from cltrain.models.adapter import folded, joined, split
 from cltrain.records import Cursor, from_json, to_json
 from cltrain.storage import Storage, digest_bytes, digest_json, read_arrow
 
@@ -25,7 +26,9 @@ FORMAT = 1
 @dataclass(frozen=True, kw_only=True)
 class State:
     """weights: the model's state dict, on the CPU. optimizer: its tensors by slot and parameter, such as
-    `exp_avg/head.weight`. model: its settings with `_target_`. cursor: the rows it had the chance to learn from."""
+    `exp_avg/head.weight`. model: its settings with `_target_`. cursor: the rows it had the chance to learn from.
+    adapter: settings of a low-rank adapter, and then `base` are the weights under it, which are stored once for all
+    versions that share them."""
 
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
@@ -36,17 +39,33 @@ class State:
     cursor: Cursor
     updates: int
     steps: int
+    adapter: Mapping[str, Any] | None = None
+    base: Mapping[str, Tensor] | None = None
+
+    @property
+    def served_weights(self) -> Mapping[str, Tensor]:
+        """Those of the model that `model` makes, with the adapter folded in."""
+        return self.weights if self.adapter is None else folded(self.weights, self.adapter["alpha"])
 
 
 def save_state(state: State, storage: Storage, prefix: str) -> str:
-    """Write the state below `prefix/` and return the digest of its weights. `state.json`, which has the digests of the
+    """Write the state below `prefix/` and return the digest of its weights (of an
+    adapted model, of its base and of what lies over it). `state.json`, which has the digests of the
     other files, is written last: a folder without it is not a state."""
     files: dict[str, str] = {}
 
     def put(name: str, data: bytes) -> None:
         files[name] = storage.write(f"{prefix}/{name}", data)
 
-    put("weights.safetensors", st.save(_plain(state.weights)))
+    base = None
+    if state.base is None:
+        put("weights.safetensors", st.save(_plain(state.weights)))
+    else:
+        put("weights.safetensors", st.save(_plain(split(state.weights, state.base))))
+        data = st.save(_plain(state.base))
+        base = digest_bytes(data)
+        if not storage.exists(_base_name(base)):
+            storage.write(_base_name(base), data)
     put("optimizer.safetensors", st.save(_plain(state.optimizer)))
     flat = {f"{slot}/{name}": value for slot, named in state.method.tensors.items() for name, value in named.items()}
     put("method.safetensors", st.save(_plain(flat)))
@@ -66,9 +85,15 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
             "cursor": to_json(state.cursor),
             "updates": state.updates,
             "steps": state.steps,
+            **({} if base is None else {"adapter": state.adapter, "base": base}),
         },
     )
-    return files["weights.safetensors"]
+    digest = files["weights.safetensors"]
+    return digest if base is None else digest_json([base, digest])
+
+
+def _base_name(digest: str) -> str:
+    return f"bases/{digest[:32]}.safetensors"
 
 
 def _write_memory(path: Path, memory: pa.Table) -> None:
@@ -91,6 +116,13 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
             raise DigestError(f"{storage.path(prefix)}/{name} was altered: its digest is not the recorded one")
         return data
 
+    weights, base = st.load(get("weights.safetensors")), None
+    if "base" in about:
+        data = storage.read(_base_name(about["base"]))
+        if digest_bytes(data) != about["base"]:
+            raise DigestError(f"{storage.path(_base_name(about['base']))} was altered: its digest is not its name")
+        base = st.load(data)
+        weights = joined(base, weights)
     memory: pa.Table | None = None
     tensors: dict[str, dict[str, Tensor]] = {}
     optimizer: dict[str, Tensor] = {}
@@ -103,7 +135,7 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
             storage.check(f"{prefix}/memory.arrow", about["files"]["memory.arrow"])
             memory = read_arrow(storage.local_copy(f"{prefix}/memory.arrow"))
     return State(
-        weights=st.load(get("weights.safetensors")),
+        weights=weights,
         optimizer=optimizer,
         method=MethodState(memory=memory, tensors=tensors),
         encoder=Encoder.from_json(json.loads(get("encoder.json"))),
@@ -112,6 +144,8 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
         cursor=from_json(Cursor, about["cursor"]),
         updates=about["updates"],
         steps=about["steps"],
+        adapter=about.get("adapter"),
+        base=base,
     )
 
 

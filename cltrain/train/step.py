@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,20 +13,30 @@ from torch import Tensor
 from cltrain.batch import Batch
 from cltrain.methods import Joined, Method, MethodState
 from cltrain.methods.base import Named
-from cltrain.task import mean_loss, row_losses
+from cltrain.task import known_losses
 from cltrain.train.engines.plain import Plain, Running
 from cltrain.train.optimizer import step_size
 from cltrain.train.settings import Training
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What one step trains on, on this rank: its share of a global batch, in parts that are passed one after another,
-    each with its number of new rows, which come before the rehearsed ones. The weights are those of all new and of all
-    rehearsed rows of the global batch; `even` says that this is all of it and that every row weighs 1. `reference`:
-    rehearsed rows with a gradient of their own, and their global weight, for a method that projects."""
+class Part:
+    """Rows that are passed together: `fresh` new ones and then rehearsed ones, with what the method reads of them."""
 
-    parts: list[tuple[Batch, int]]
+    batch: Batch
+    fresh: int
+    new: Mapping[str, Tensor]
+    old: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one step trains on, on this rank: its share of a global batch, in parts that are passed one after another.
+    The weights are those of all new and of all rehearsed rows of the global batch; `even` says that this is all of it
+    and that every row weighs 1. `reference`: rehearsed rows with a gradient of their own, and their global weight, for
+    a method that projects."""
+
+    parts: list[Part]
     new_weight: Tensor | float
     old_weight: Tensor | float
     even: bool = False
@@ -47,6 +57,7 @@ class Stepper:
             self.module = torch.compile(running.module, mode=mode)
         self._one_mean = method.rehearsed_weight is None and not method.has_terms
         self._alters = method.penalises or method.projects
+        self.said: list[Tensor] = []  # of the new rows of the last step, where the method records it
         self._precision = torch.bfloat16 if training.precision == "bfloat16" else None
 
     def set_tensors(self, tensors: dict[str, Named]) -> None:
@@ -56,52 +67,49 @@ class Stepper:
     def step(self, rows: Rows) -> Tensor:
         """Train on `rows`. Returns this rank's share of the loss: a tensor, not yet waited for."""
         reference = None if rows.reference is None else self._reference(*rows.reference)
-        losses = []
-        for number, (batch, fresh) in enumerate(rows.parts, 1):
+        total: Tensor | None = None
+        self.said = []
+        for number, part in enumerate(rows.parts, 1):
             with nullcontext() if number == len(rows.parts) else self.running.without_sync():
-                loss = self._loss(batch, fresh, rows)
+                loss = self._loss(part, rows)
                 self.running.backward(loss, first=number == 1)
-            losses.append(loss.detach())
+            total = loss.detach() if total is None else total + loss.detach()
 
         def alter(values: Named, gradients: Named) -> None:
             if reference is not None:
-                self.method.project(gradients, reference, self.engine.sum)
+                self.method.project(gradients, reference, self.running.total)
             self.method.penalise(self.state, values, gradients, step_size(self.running.optimizer))
 
         self.running.step(alter if self._alters else None, self.training.max_grad_norm)
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        assert total is not None
+        return total
 
-    def _loss(self, batch: Batch, fresh: int, rows: Rows) -> Tensor:
+    def _loss(self, part: Part, rows: Rows) -> Tensor:
         """The sum of the named terms over the rows of one part."""
-        outputs = self._outputs(batch)
+        outputs = self._outputs(part.batch)
+        if self.method.records:
+            self.said.append(outputs[: part.fresh].detach())
         if rows.even and self._one_mean:
-            return mean_loss(self.task, outputs, batch.target)
-        losses = row_losses(self.task, outputs, batch.target)
+            return known_losses(self.task, outputs, part.batch.target, "mean")
         joined = Joined(
             task=self.task,
-            batch=batch,
             outputs=outputs,
-            losses=losses,
-            fresh=fresh,
+            target=part.batch.target,
+            weight=part.batch.weight,
+            fresh=part.fresh,
             new_weight=rows.new_weight,
             old_weight=rows.old_weight,
+            even=rows.even,
+            new=part.new,
+            old=part.old,
         )
-        total = self._labels(joined)
+        total = joined.labels(self.method.rehearsed_weight)
         for term in self.method.terms(joined).values():
             total = total + term
         return total
 
-    def _labels(self, joined: Joined) -> Tensor:
-        counts = self.method.rehearsed_weight
-        if counts is None:
-            return (joined.losses * joined.batch.weight).sum() / (joined.new_weight + joined.old_weight)
-        labels = joined.mean_new(joined.losses[: joined.fresh])
-        if counts and joined.old_weight:
-            labels = labels + counts * joined.mean_old(joined.losses[joined.fresh :])
-        return labels
-
     def _reference(self, batch: Batch, weight: Tensor | float) -> Named:
-        losses = row_losses(self.task, self._outputs(batch), batch.target)
+        losses = known_losses(self.task, self._outputs(batch), batch.target)
         self.running.backward((losses * batch.weight).sum() / weight)
         return {name: gradient.clone() for name, gradient in self.running.gradients().items()}
 

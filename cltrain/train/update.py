@@ -12,6 +12,8 @@ import torch
 
 from cltrain.data.schema import Schema
 from cltrain.methods import Method
+from cltrain.models.adapter import LoRA, NoAdapter
+from cltrain.models.surgery import Carried
 from cltrain.records import Cursor
 from cltrain.seeding import derive_seed
 from cltrain.train.checkpoint import Checkpoints
@@ -35,6 +37,7 @@ class Trained:
     absorb_seconds: float
     loss: float
     parameters: int
+    carried: Carried | None = None
 
 
 def train_update(
@@ -49,13 +52,17 @@ def train_update(
     seed: int,
     engine: Plain,
     checkpoints: Checkpoints | None = None,
+    adapter: LoRA | NoAdapter | None = None,
+    transfer: Mapping[str, str | None] | None = None,
 ) -> Trained:
     """Train on the labelled `rows` once: from scratch without a parent, else from where the parent ended, with its
     optimizer.
 
     The same arguments give the same bits on the same kind of device with the same number of threads; `parent` and the
     caller's random numbers are left alone. With `checkpoints` an update that was interrupted goes on where the last
-    of them was taken, and ends with the same bits. Raises `UpdateError` when there is no row to train on, when the
+    of them was taken, and ends with the same bits. `adapter` trains a small part of a large model; `transfer` carries
+    the parent over to another architecture (names of its parameters by those of the new ones, where they differ).
+    Raises `UpdateError` when there is no row to train on, when the
     parent cannot be continued on these rows or when the loss is not finite, and `ConfigError` when the engine lacks
     what the method needs.
     """
@@ -72,6 +79,8 @@ def train_update(
             training=training,
             seed=seed,
             engine=engine,
+            adapter=adapter,
+            transfer=transfer,
         )
         passed = learner.fit(rows, checkpoints)
         state = learner.state(cursor)
@@ -83,5 +92,6 @@ def train_update(
         seconds=time.perf_counter() - started,
         absorb_seconds=learner.absorb_seconds,
         loss=passed.loss,
-        parameters=sum(p.numel() for p in learner.running.parameters.values()),
+        parameters=learner.running.num_parameters(),
+        carried=learner.carried,
     )

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cltrain.assemble import open_store, run_loop
+from cltrain.assemble import open_store
 from cltrain.cluster.local import LocalRunner
 from cltrain.cluster.warm import WarmGroup
 from cltrain.errors import UpdateError
 from cltrain.records import UpdateRequest
-from cltrain.registry import Registry
 from cltrain.train.state import load_state
+from tests.cluster.under_way import EVERY, of_many_steps, standing, train_workers, wait_for_steps
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture
-def request_of(small: Callable[..., dict[str, Any]]) -> tuple[UpdateRequest, str]:
-    """The request of a stateful update from version 1.0, and the root of its store."""
-    settings = small("max_rounds=2", "window.bootstrap=2")
-    run_loop(settings)
-    store = open_store(settings)
-    made = Registry(store, "default").version("1.1").challenger
-    parts = {key: settings[key] for key in ("model", "method", "train")}
-    request = UpdateRequest(
-        number=2,
-        kind="stateful",
-        parent=made.parent,
-        snapshot=made.snapshot,
-        cursor=made.cursor,
-        seed=made.seed,
-        task="binary",
-        settings=parts,
-    )
-    return request, str(Path(store.root).absolute())
 
 
 def test_two_workers_match_one_process_and_stay_warm(ray_session: None, request_of: tuple[UpdateRequest, str]) -> None:
@@ -49,10 +30,12 @@ def test_two_workers_match_one_process_and_stay_warm(ray_session: None, request_
             group.update(replace(request, number=1, parent="states/nowhere"))
         together = group.update(replace(request, number=2, seed=7))
         again = group.update(replace(request, number=3, seed=7))
+        assert_a_killed_worker_costs_one_interval_at_most(group, replace(of_many_steps(request), number=4))
     finally:
         group.close()
-    alone = LocalRunner(root=root).update(replace(request, number=4, seed=7))
+    alone = LocalRunner(root=root).update(replace(request, number=6, seed=7))
     assert together.weights_digest == again.weights_digest
+    assert (together.workers, alone.workers) == (2, 1)
     assert together.rows_trained == alone.rows_trained
     storage = open_store({"store": {"root": root, "url": None}, "model": {"name": "default"}}, create=False).storage
     ours, theirs = (load_state(storage, c.state) for c in (together, alone))
@@ -61,6 +44,46 @@ def test_two_workers_match_one_process_and_stay_warm(ray_session: None, request_
     fisher = theirs.method.tensors["fisher"]
     assert all((ours.method.tensors["fisher"][n] - f).abs().max() < 1e-4 for n, f in fisher.items())
     assert ours.method.memory.equals(theirs.method.memory)
+
+
+def assert_a_killed_worker_costs_one_interval_at_most(group: WarmGroup, request: UpdateRequest) -> None:
+    """kill -9 of one of two: the group restarts, goes on from the last checkpoint, and the bits are those of an update
+    that nobody disturbed."""
+    seen: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            if (found := standing(group.root)) and seen[-1:] != [found["numbers"]["steps"]]:
+                seen.append(found["numbers"]["steps"])
+
+    with ThreadPoolExecutor(2) as threads:
+        disturbed = threads.submit(group.update, request)
+        wait_for_steps(group.root, 3 * EVERY)
+        victim = sorted(train_workers(os.getpid()))
+        assert len(victim) == 2
+        os.kill(victim[1], signal.SIGKILL)
+        time.sleep(0.5)  # the other one is stuck by now
+        left = standing(group.root)
+        assert left is not None
+        threads.submit(watch)
+        try:
+            ours = disturbed.result(timeout=180)
+        finally:
+            ended.set()
+    undisturbed = group.update(replace(request, number=request.number + 1))
+    assert left["world"] == 2
+    before = left["numbers"]["steps"]
+    assert seen[:2] == [before, before + EVERY], "it went on from there"
+    assert seen == sorted(seen)
+    assert before < ours.steps
+    assert ours.weights_digest == undisturbed.weights_digest
+    assert (ours.workers, ours.steps, ours.rows_trained, ours.loss) == (
+        undisturbed.workers,
+        undisturbed.steps,
+        undisturbed.rows_trained,
+        undisturbed.loss,
+    )
 
 
 def test_an_idle_group_lets_go_and_the_next_update_starts_it_again(

@@ -19,7 +19,7 @@ from cltrain.config import CONF, build
 from cltrain.evaluate import Evaluation
 from cltrain.memory import Seen
 from cltrain.memory.base import KEY
-from cltrain.methods import DERpp, Method, Replay
+from cltrain.methods import EWC, DERpp, Method, Replay
 from cltrain.models.build import build_model, supports_incremental
 from cltrain.records import EVENT_ID, Comparison, ReportCard, from_json, to_json
 from cltrain.storage import Storage
@@ -27,7 +27,7 @@ from cltrain.train.predictor import Predictor
 from cltrain.train.settings import Recalibrate, Training
 from cltrain.train.state import load_state, save_state
 from cltrain.trigger import Evidence
-from tests.train.made import MODEL, assert_same, events, tensors, update
+from tests.train.made import IMAGE, MODEL, WORDS, assert_same, events, joined_by, schema, tensors, update
 
 Settings = Callable[..., dict[str, Any]]
 NEEDED = {"volume": ["trigger.rows=10"], "custom": ["model._target_=tests.contract.test_parts.Custom"]}
@@ -133,16 +133,21 @@ class TestMemories:
 @pytest.mark.parametrize("option", options("model"))
 def test_models(option: str, settings_of: Settings) -> None:
     model = settings_of(f"model={option}", *NEEDED.get(option, []))["model"]
+    more = {"cnn": [IMAGE], "text": [WORDS]}.get(option, [])
     assert supports_incremental(model)
     for task in ("binary", "multiclass", "regression"):
-        parent = update(events(80, task), training=SHORT, task=task, model=model).state
-        predictor = Predictor.of(update(events(40, task, seed=1), parent, training=SHORT, task=task, model=model).state)
-        scores = predictor.score(events(30, task, seed=2))
+        state = None
+        for seed in range(2):
+            rows, described = joined_by(events(80, task, seed=seed), *more), schema(task, *more)
+            state = update(rows, state, EWC(), SHORT, task, model=model, described=described).state
+        assert state is not None
+        predictor = Predictor.of(state)
+        scores = predictor.score(joined_by(events(30, task, seed=2), *more))
         assert len(scores) == 30
-        assert len(predictor.score(events(0, task))) == 0
+        assert len(predictor.score(joined_by(events(0, task), *more))) == 0
         answers = predictor.answer([{"x": 1.0, "z": None, "shop": "new"}, {}])
         assert [a.keys() for a in answers] == [answers[0].keys()] * 2
-    spec = parent.encoder.spec
+    spec = state.encoder.spec
     torch.manual_seed(0)
     weights = build_model(model, spec).state_dict()
     torch.manual_seed(0)
@@ -194,7 +199,7 @@ def test_triggers(option: str, settings_of: Settings) -> None:
 
 def test_training(settings_of: Settings) -> None:
     parts = built(settings_of, "train", "default")
-    assert parts.keys() == {"stateful", "stateless"} == set(options("train")) - {"default"}
+    assert parts.keys() == {"stateful", "stateless", "surgery"} == set(options("train")) - {"default"}
     assert all(isinstance(part, Training) for part in parts.values())
 
 

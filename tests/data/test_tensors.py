@@ -16,7 +16,7 @@ import torch
 
 from cltrain.data import parquet as parquet_module
 from cltrain.data import snapshot as snapshot_module
-from cltrain.data.encoder import Encoder, fit_encoder, request_table
+from cltrain.data.encoder import Encoder, fit_encoder, outline, request_table
 from cltrain.data.event_log import EventLog
 from cltrain.data.schema import Columns, Feature, Schema, event_table, infer_schema
 from cltrain.data.snapshot import Snapshots, SnapshotSettings
@@ -225,6 +225,7 @@ def test_from_files_to_the_cache_and_to_tensors(
     assert rows.schema == log.schema.arrow
     assert rows.num_rows == 200
     encoder = fit_encoder(rows, log.schema)
+    assert (outline(log.schema).tensors, outline(log.schema).texts) == (encoder.spec.tensors, encoder.spec.texts)
     inputs = encoder(rows).inputs
     assert list(inputs) == ["numeric", "categorical", "image", "plain", "words"]
     pixels = np.array(table.column("image").to_pylist(), np.float32) / np.float32(255)

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from cltrain.assemble import open_store, run_loop
 from cltrain.registry import Registry
+from tests.cluster.under_way import train_workers
 
 History = list[tuple[str, str, int]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,27 +94,10 @@ class Job:
                 return set()
         return {row[0] for row in rows}
 
-    def workers(self) -> Iterator[int]:
-        """Pids of this job's training workers: they descend from its driver."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and b"ray::RayTrainWorker" in _read(entry / "cmdline"):
-                pid = int(entry.name)
-                while pid > 1 and pid != self.process.pid:
-                    pid = int(_read(Path(f"/proc/{pid}/stat")).rsplit(b")", 1)[1].split()[1] or 0)
-                if pid == self.process.pid:
-                    yield int(entry.name)
-
     def finish(self) -> str:
         out, errors = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, errors
         return out
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b") 0 0"
 
 
 def assert_each_window_once(settings: dict[str, Any], event_ids: Callable[..., list[str]]) -> None:
@@ -130,7 +114,7 @@ def test_a_killed_worker_is_replaced_and_its_update_done_again(
     settings = small(*SLOW_UPDATES)
     job = Job(tmp_path)
     job.wait_for_update(2)
-    killed = list(job.workers())
+    killed = list(train_workers(job.process.pid))
     assert len(killed) == 1
     os.kill(killed[0], signal.SIGKILL)
     assert job.finish().splitlines()[-1].endswith("summary.json")

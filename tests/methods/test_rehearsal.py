@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -19,35 +20,49 @@ from tests.train.made import assert_same, events, relabelled, update
 LONG = Training(batch_size=16, learning_rate=1e-2, epochs=10)
 
 
-def joined(said: list[list[float]], fresh: int, **extra: list[list[float]]) -> Joined:
-    rows = len(said)
-    given = {name: torch.tensor(values) for name, values in extra.items()}
+def joined(outputs: list[list[float]], fresh: int, even: bool = False, **reads: Any) -> Joined:
+    rows = len(outputs)
     return Joined(
         task="multiclass",
-        batch=Batch({}, torch.zeros(rows, dtype=torch.int64), torch.ones(rows), given),
-        outputs=torch.tensor(said),
-        losses=torch.arange(1.0, rows + 1),
+        outputs=torch.tensor(outputs),
+        target=torch.zeros(rows, dtype=torch.int64),
+        weight=torch.ones(rows),
         fresh=fresh,
         new_weight=float(fresh),
         old_weight=float(rows - fresh),
+        even=even,
+        new={n: torch.tensor(v) for n, v in reads.get("new", {}).items()},
+        old={n: torch.tensor(v) for n, v in reads.get("old", {}).items()},
     )
 
 
 def test_der_compares_with_what_was_said() -> None:
-    nan = float("nan")
-    said = joined([[9.0, 9.0], [1.0, 2.0], [1.0, 5.0]], 1, outputs=[[nan, nan], [0.0, 4.0], [3.0, nan]])
-    term = DER(alpha=0.5).terms(said)["outputs"]
+    rows, stored = [[9.0, 9.0], [1.0, 2.0], [1.0, 5.0]], [[0.0, 4.0], [3.0, 0.0]]
+    for even in (True, False):
+        term = DER(alpha=0.5).terms(joined(rows, 1, even, old={"outputs": stored}))["outputs"]
+        assert term.item() == pytest.approx(0.5 * (1 + 4 + 4 + 25) / 4)
+    known = {"outputs": stored, "outputs_known": [[1.0, 1.0], [1.0, 0.0]]}
+    term = DER(alpha=0.5).terms(joined(rows, 1, old=known))["outputs"]
     assert term.item() == pytest.approx(0.5 * ((1 + 4) / 2 + 4 / 1) / 2), "a class that was not known does not count"
-    assert DER().rehearsed_weight == 0.0
-    assert DERpp(beta=0.7).rehearsed_weight == 0.7
+    assert DER().terms(joined(rows, 3)) == {}
+
+
+def test_labels_of_rehearsed_rows_count_as_the_method_says() -> None:
+    rows = [[0.0, 0.0], [0.0, 1.0], [2.0, 0.0]]
+    losses = torch.nn.functional.cross_entropy(torch.tensor(rows), torch.zeros(3, dtype=torch.int64), reduction="none")
+    for even in (True, False):
+        said = joined(rows, 1, even)
+        assert said.labels(None).item() == pytest.approx(losses.mean().item())
+        assert said.labels(0.0).item() == pytest.approx(losses[0].item())
+        assert said.labels(0.7).item() == pytest.approx((losses[0] + 0.7 * losses[1:].mean()).item())
+    assert (Replay().rehearsed_weight, DER().rehearsed_weight, DERpp(beta=0.7).rehearsed_weight) == (None, 0.0, 0.7)
 
 
 def test_lwf_is_zero_where_nothing_changed_and_asks_nothing_of_old_rows() -> None:
-    same = joined([[1.0, -1.0], [5.0, 5.0]], 1, parent=[[1.0, -1.0], [float("nan")] * 2])
-    assert LwF().terms(same)["parent"].item() == pytest.approx(0.0, abs=1e-6)
-    other = joined([[1.0, -1.0], [5.0, 5.0]], 1, parent=[[-1.0, 1.0], [float("nan")] * 2])
-    assert LwF().terms(other)["parent"].item() > 0.1
-    assert LwF().terms(joined([[1.0, -1.0]], 1)) == {}
+    rows = [[1.0, -1.0, 7.0], [5.0, 5.0, 5.0]]
+    assert LwF().terms(joined(rows, 1, new={"parent": [[1.0, -1.0]]}))["parent"].item() == pytest.approx(0, abs=1e-6)
+    assert LwF().terms(joined(rows, 1, new={"parent": [[-1.0, 1.0]]}))["parent"].item() > 0.1
+    assert LwF().terms(joined(rows, 1)) == {}
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])

@@ -207,6 +207,8 @@ def test_what_trains_is_what_the_settings_say() -> None:
         "head.lora_B.default.weight",
     }
     assert trains(LoRA(targets=("body.0",), also=("embeddings",))) == head | first | {"embeddings.0.weight"}
+    alike = adapt(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))), LoRA())
+    assert "1.0.weight" in dict(alike.named_parameters()), "the head, whose name ends as that of the first layer"
     assert LoRA().adapts(stateful=True)
     assert not LoRA().adapts(stateful=False)
     assert LoRA(freeze="always").adapts(stateful=False)

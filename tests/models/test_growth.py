@@ -12,7 +12,7 @@ from cltrain.batch import UNKNOWN, InputSpec, TensorInput, TextInput
 from cltrain.errors import UpdateError
 from cltrain.models import SmallCNN, TabularNet, TextTransformer
 from cltrain.models.embeddings import outputs_and_embeddings
-from cltrain.models.growth import forgotten, grow_into, restarted, table_rows
+from cltrain.models.growth import copied, forgotten, grow_into, restarted, table_rows
 from cltrain.models.head import NEW_CLASSES_SHARE, last_linear
 
 
@@ -119,6 +119,8 @@ def test_a_reused_place_starts_as_the_unknown_category_and_forgets_what_was_ther
     assert gone[name].sum(dim=1).tolist() == gone[f"exp_avg/{name}"].sum(dim=1).tolist() == [6, 6, 0, 0]
     assert gone[f"step/{name}"] == 7
     assert moments[name].sum() == 24, "what was given is left alone"
+    anchors = copied({name: torch.zeros(4, 6)}, places, {name: torch.ones(4, 6)})
+    assert anchors[name].sum(dim=1).tolist() == [0, 0, 6, 6]
     assert table_rows(model, {}, of.cardinalities) == {}
 
 

@@ -15,12 +15,12 @@ from torch import nn
 from cltrain.data.encoder import Encoder, NumericColumn, fit_encoder
 from cltrain.data.schema import Columns, Feature, Schema
 from cltrain.errors import UpdateError
+from cltrain.models.iteration import difference
 from cltrain.models.surgery import (
     Piece,
     align,
     carry,
     carry_optimizer,
-    difference,
     input_means,
     largest_difference,
     operate,
@@ -190,6 +190,7 @@ def test_a_plan_places_what_goes_with_parameters() -> None:
     assert found["0.bias"].tolist() == [5, 0]
     anchor = carry(plan, fisher, like, fill=like)
     assert anchor["0.weight"][1].equal(wide[0].weight[1].detach())
+    assert not anchor["0.weight"].requires_grad
     moments = {"exp_avg/0.weight": fisher["0.weight"], "step/0.weight": torch.tensor(7.0)}
     state = carry_optimizer(plan, moments, like)
     assert state["step/0.weight"] == 7
@@ -295,6 +296,10 @@ def test_what_does_not_fit_is_refused_with_a_reason() -> None:
     old = net(ENCODER, 1)
     with pytest.raises(UpdateError, match=r"body had hidden layers of \[16, 8\] units and is to have \[8\]"):
         plan_surgery(old, net(ENCODER, 2, (8,)), ENCODER, ENCODER)
+    linear = net(ENCODER, 1, hidden=())
+    deep = net(ENCODER, 2, hidden=(64,))
+    carried = operate(deep, linear, plan_surgery(linear, deep, ENCODER, ENCODER))
+    assert "head.weight" in carried.new, "its inputs are units now, and were columns"
     with pytest.raises(UpdateError, match=r"nothing of the parent fits.*embedding\.weight \(11, 8\)"):
         plan_surgery(Words(1), Pictures(4, 10))
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cltrain.batch import InputSpec, TensorInput, TextInput
 from cltrain.errors import ConfigError
 from cltrain.models import SmallCNN, TabularNet, TextTransformer
-from cltrain.models.build import build_model
+from cltrain.models.build import build_model, check_model
 from cltrain.models.vision import image_shape
 
 CNN = {"_target_": "cltrain.models.SmallCNN"}
@@ -198,9 +198,25 @@ class Bare(nn.Module):
 
 def test_a_model_of_ones_own_takes_columns_by_their_names() -> None:
     own = {"_target_": f"{__name__}.Bare"}
+    check_model(own, spec(image(4)))
     assert build_model(own, spec(image(4)))(**rows(spec(image(4)))).shape == (5, 3)
     with pytest.raises(ConfigError, match="give its forward a parameter words"):
         build_model(own, spec(image(4), words()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "of", "message"),
+    [
+        (CNN, spec(), "model=cnn needs a column of tensors"),
+        (TEXT, spec(), "model=text needs a column of text"),
+        ({"_target_": "cltrain.models.TabularNet"}, spec(image(4)), "does not take column image"),
+    ],
+)
+def test_what_a_model_cannot_take_is_known_before_it_is_made(
+    settings: Mapping[str, Any], of: InputSpec, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_model(settings, of)
 
 
 def accuracy_after(model: nn.Module, inputs: dict[str, Tensor], target: Tensor, steps: int = 60) -> float:

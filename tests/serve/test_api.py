@@ -81,9 +81,10 @@ def test_one_row_may_come_without_rows_and_without_ids(serve_store: Serve, store
         ({"rows": [{"event_id": "a"}]}, "rows[0].features: Field required"),
         ({"features": {"distance": "far"}}, "rows[0].features.distance must be a number, not 'far'"),
         ({"features": {"distance": 10**400}}, "rows[0].features.distance must be a number"),
+        ({"features": {"distance": [1]}}, "rows[0].features.distance must be a number, not a list"),
         (
-            {"features": {"distance": [1]}},
-            "rows[0].features.distance: must be a finite number, a text, true or false, or null",
+            {"features": {"distance": [[1], ["a"]]}},
+            "must be a finite number, a text, true or false, a list of finite numbers, or null",
         ),
         ({"features": {"distance": {}}, "evnt_id": "a"}, "rows[0].evnt_id"),
         ({"features": {}, "event_time": "noon"}, "rows[0].event_time"),

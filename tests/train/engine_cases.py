@@ -73,7 +73,7 @@ def adamw(net: nn.Module, **settings: Any) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": adamw,
     "adamw_plain": partial(adamw, fused=False),
-    "sgd": lambda net: torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1),
+    "sgd": lambda net: torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, fused=True),
     "momentum": lambda net: torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.9),
 }
 
@@ -85,16 +85,12 @@ def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
     return numeric, categorical, numeric.sum(1) + 0.3 * categorical
 
 
-def importance(net: nn.Module) -> tuple[Named, Named]:
+def importance(categories: int) -> tuple[Named, Named]:
     """A Fisher and an anchor by name, whole."""
     generator = torch.Generator().manual_seed(7)
-    trained = {name: p for name, p in hollow_parameters(net).items() if p.requires_grad}
+    trained = {name: p for name, p in small(categories).named_parameters() if p.requires_grad}
     fisher = {name: torch.rand(p.shape, generator=generator) for name, p in trained.items()}
     return fisher, {name: torch.randn(p.shape, generator=generator) for name, p in trained.items()}
-
-
-def hollow_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    return dict(small(net.table.num_embeddings).named_parameters())  # type: ignore[union-attr]
 
 
 def train(
@@ -107,7 +103,7 @@ def train(
     bf16: bool = False,
 ) -> list[float]:
     """Steps with a penalty that pulls towards an anchor, and with clipping that bites."""
-    fisher, anchor = (running.scatter(named) for named in importance(running.net))
+    fisher, anchor = (running.scatter(named) for named in importance(running.net.table.num_embeddings))
 
     def pull(values: Named, gradients: Named) -> None:
         for name, gradient in gradients.items():
@@ -150,10 +146,12 @@ def report(engine: Plain, parent: dict[str, Named]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     running = engine.begin(small(), OPTIMIZERS["adamw"])
     found["groups_before"] = len(dist.distributed_c10d._world.pg_map)
-    fisher, anchor = importance(running.net)
+    fisher, anchor = importance(5)
     found["round_trip"] = {
         name: running.gather(running.scatter(named)) for name, named in [("a", fisher), ("b", anchor)]
     }
+    pieces = list(running.scatter(fisher).items())
+    found["any_order"] = running.gather(dict(pieces[:: -1 if engine.rank % 2 else 1]))
     found["initial"] = running.weights()
     found["losses"] = train(running, engine, range(3))
     found["third"] = state(running)

@@ -25,11 +25,16 @@ MODEL = {"_target_": "cltrain.models.TabularNet", "name": "made", "hidden": [8],
 TRAINING = Training(batch_size=16, learning_rate=1e-2)
 
 
-def schema(task: str = "binary") -> Schema:
+IMAGE = Feature(name="image", kind="tensor", shape=(4, 4), element="uint8")
+WORDS = Feature(name="words", kind="text")
+
+
+def schema(task: str = "binary", *more: Feature) -> Schema:
     features = (
         Feature(name="x", kind="numeric"),
         Feature(name="z", kind="numeric"),
         Feature(name="shop", kind="categorical"),
+        *more,
     )
     return Schema(columns=Columns(event_time="when", label="y", task=task), features=features)
 
@@ -66,6 +71,17 @@ def events(
             "shop": pa.array(generator.choice(list(shops), rows), pa.string()),
         }
     )
+
+
+def joined_by(table: pa.Table, *more: Feature) -> pa.Table:
+    """The same rows with columns of images and words that say nothing."""
+    generator = np.random.default_rng(table.num_rows)
+    for feature in more:
+        values: list[Any] = list(generator.integers(0, 256, (table.num_rows, 16)))
+        if feature.kind == "text":
+            values = [" ".join(map(str, row[:5])) for row in values]
+        table = table.append_column(feature.name, pa.array(values, feature.type))
+    return table
 
 
 def relabelled(table: pa.Table, labels: Any) -> pa.Table:

@@ -34,7 +34,8 @@ _joined: Any = None  # the process group that DeepSpeed knows
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeed(Ranks):
     """stage: 1, 2 or 3 of ZeRO. It has no gradient by parameter to offer: a rank never has more than its flat part of
-    the sum."""
+    the sum. The processes of a group must have begun the same models before, as those of a worker group have: DeepSpeed
+    compares numbers that it counts through the life of a process."""
 
     stage: int = 2
     offers: frozenset[str] = frozenset({"elementwise", "whole"})
@@ -63,13 +64,13 @@ class DeepSpeed(Ranks):
 
 
 class Fragment(NamedTuple):
-    """`count` elements of a parameter, from its element `start`, are in this rank's flat tensor `piece`, at `place`."""
+    """`size` elements of a parameter, from its element `start`, are in this rank's flat tensor `piece`, at `place`."""
 
     piece: str
     place: int
     name: str
     start: int
-    count: int
+    size: int
 
 
 class DeepSpeedRunning(ShardedRunning):
@@ -98,12 +99,12 @@ class DeepSpeedRunning(ShardedRunning):
     def _find_fragments(self) -> Iterator[Fragment]:
         for name, p in self.parameters.items():
             if self.sharded:
-                _, place, size = self.zero.grad_position[self.zero.get_param_id(p)]
-                start = dist.get_rank() * size
-                count = min(size, self.shapes[name].numel() - start)
-                if count > 0:
-                    yield Fragment(self.home[name], place, name, start, count)
-            elif (mapping := p._hp_mapping) is not None:
+                _, place, padded = self.zero.grad_position[self.zero.get_param_id(p)]
+                start = dist.get_rank() * padded
+                size = min(padded, self.shapes[name].numel() - start)
+                if size > 0:
+                    yield Fragment(self.home[name], place, name, start, size)
+            elif (mapping := p._hp_mapping) is not None:  # type: ignore[attr-defined]
                 flat, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
                 yield Fragment(self.home[name], flat.start, name, whole.start, flat.numel)
 
@@ -113,7 +114,7 @@ class DeepSpeedRunning(ShardedRunning):
             padding = torch.ones_like(flat, dtype=torch.bool)
             for part in self.fragments:
                 if part.piece == piece:
-                    padding[part.place : part.place + part.count] = False
+                    padding[part.place : part.place + part.size] = False
             flat[padding] = 0
 
     def backward(self, loss: Tensor, first: bool = True) -> None:
@@ -161,8 +162,8 @@ class DeepSpeedRunning(ShardedRunning):
         pieces = {piece: torch.zeros_like(self.flats[piece], dtype=dtype) for piece, dtype in dtypes.items()}
         for part in self.fragments:
             if part.name in named:
-                elements = named[part.name].reshape(-1)[part.start : part.start + part.count]
-                pieces[part.piece][part.place : part.place + part.count] = elements.to(self.device)
+                elements = named[part.name].reshape(-1)[part.start : part.start + part.size]
+                pieces[part.piece][part.place : part.place + part.size] = elements.to(self.device)
         return {piece: value.detach() for piece, value in pieces.items()}
 
     def gather(self, pieces: Mapping[str, Tensor]) -> Named:
@@ -175,8 +176,8 @@ class DeepSpeedRunning(ShardedRunning):
         views = dict(zip(names, whole.split(sizes), strict=True))
         for part in self.fragments:
             if part.piece in pieces:
-                elements = pieces[part.piece].detach()[part.place : part.place + part.count]
-                views[part.name][part.start : part.start + part.count] = elements
+                elements = pieces[part.piece].detach()[part.place : part.place + part.size]
+                views[part.name][part.start : part.start + part.size] = elements
         dist.all_reduce(whole)
         whole = whole.cpu()
         return {n: v.view(self.shapes[n]).clone() for n, v in zip(names, whole.split(sizes), strict=True)}
@@ -233,7 +234,7 @@ class DeepSpeedRunning(ShardedRunning):
                 elif value is not None:
                     count = torch.as_tensor(value).detach().cpu()
                     found |= {f"{slot}/{name}": count.clone() for name, home in self.home.items() if home == piece}
-        for slot, pieces in slots.items():
+        for slot, pieces in sorted(slots.items()):
             found |= {f"{slot}/{name}": value for name, value in self.gather(pieces).items()}
         return found
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -39,24 +39,28 @@ class FSDP(Ranks):
         mesh = init_device_mesh(self.device.type, (self.world,))
         for unit in units(net, self.unit_elements):
             fully_shard(unit, mesh=mesh)
-        return FSDPRunning(net, fully_shard(net, mesh=mesh), optimizer(net), hollow, self.device)
+        fully_shard(net, mesh=mesh)
+        made = optimizer(net)
+        for group in made.param_groups:
+            if group.get("fused") and not isinstance(made, torch.optim.Adam):  # torch cannot cut the other fused ones
+                group["fused"] = False
+        return FSDPRunning(net, net, made, hollow, self.device)
 
 
 class FSDPRunning(ShardedRunning):
     """A piece is this rank's rows of a parameter, under the parameter's name; it may have none."""
-
-    module: FSDPModule
 
     def backward(self, loss: Tensor, first: bool = True) -> None:
         super().backward(loss * dist.get_world_size(), first)  # FSDP takes the mean over the ranks
 
     @contextmanager
     def without_sync(self) -> Iterator[None]:
-        self.module.set_requires_gradient_sync(False)
+        module = cast(FSDPModule, self.net)
+        module.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self.module.set_requires_gradient_sync(True)
+            module.set_requires_gradient_sync(True)
 
     @torch.no_grad()
     def pieces(self) -> Named:
@@ -70,7 +74,8 @@ class FSDPRunning(ShardedRunning):
         return {name: _local(_cut(value, self.parameters[name])).clone() for name, value in named.items()}
 
     def gather(self, pieces: Mapping[str, Tensor]) -> Named:
-        return {name: _whole(value, self.parameters.get(name)) for name, value in pieces.items()}
+        # In one order on every rank, whatever that of `pieces` is: tensors come out of a file in any.
+        return {name: _whole(value, self.parameters.get(name)) for name, value in sorted(pieces.items())}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         held = self.net.state_dict()
@@ -80,7 +85,7 @@ class FSDPRunning(ShardedRunning):
         return {
             f"{slot}/{name}": _whole(torch.as_tensor(value))
             for name, parameter in self.parameters.items()
-            for slot, value in self.optimizer.state.get(parameter, {}).items()
+            for slot, value in sorted(self.optimizer.state.get(parameter, {}).items())
             if value is not None
         }
 

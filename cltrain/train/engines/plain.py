@@ -77,7 +77,8 @@ class Running:
         """Take the gradient of `loss`, this rank's share of the loss of the global batch (the shares add up to it), and
         add it up over the ranks. A batch may be passed in several parts: the `first` one begins a new gradient."""
         if first:
-            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self.parameters.values():
+                parameter.grad = None
         loss.backward()
 
     def without_sync(self) -> AbstractContextManager[None]:
@@ -95,7 +96,7 @@ class Running:
             gradients, values = self.gradients(), self.pieces()
             pull({name: values[name] for name in gradients}, gradients)
         if max_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
+            clip(self.gradients() if pull is None else gradients, max_norm)
         self.optimizer.step()
 
     def scatter(self, named: Mapping[str, Tensor]) -> Named:
@@ -142,6 +143,14 @@ class Running:
         """`net` in eval mode with all its parameters on this rank's device, to be read and not to be changed."""
         self.net.eval()
         yield self.net
+
+
+def clip(gradients: Mapping[str, Tensor], max_norm: float) -> None:
+    """Scale all gradients together so that their norm is `max_norm` at most: `torch.nn.utils.clip_grad_norm_`, without
+    what that does for gradients on several devices."""
+    values = list(gradients.values())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
+    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 def optimizer_state(
