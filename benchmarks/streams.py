@@ -40,6 +40,7 @@ from cltrain.train.update import train_update
 
 HELD_OUT = 10_000  # rows of the training set that stand in for the test set when a strength is chosen
 CHOOSING_SEED = 1_000
+SEEDS = (11, 12, 13)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="where MNIST is, or is to go (or CLTRAIN_MNIST)")
     parser.add_argument("--stream", nargs="+", choices=SETUPS, default=[n for n in SETUPS if n != "permuted10-wide"])
     parser.add_argument("--method", nargs="+", help="of each stream, those of these that it has (default: all)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent / "results" / "streams-runs.json")
     parser.add_argument("--choose", action="store_true", help="try a grid of strengths on held-out training rows")
@@ -194,7 +195,7 @@ def summary(done: dict[str, dict[str, Any]], streams: Iterable[str]) -> list[dic
 
 def _reported(options: argparse.Namespace) -> Iterable[Run]:
     """Seed by seed, so that every row has one run before any has two."""
-    for seed, stream in product(range(options.seeds), options.stream):
+    for seed, stream in product(options.seeds, options.stream):
         for method in SETUPS[stream].methods:
             if not options.method or method in options.method:
                 yield Run(stream=stream, method=method, seed=seed)

@@ -48,8 +48,8 @@ class Cluster:
             raise ConfigError("cluster.cpus_per_worker and cluster.gpus_per_worker must be 0 or more")
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ConfigError(
-                f"cluster.gpus_per_worker must be 0 or 1 with several workers, not {self.gpus_per_worker}: NCCL wants a "
-                "GPU for each"
+                f"cluster.gpus_per_worker must be 0 or 1 with several workers, not {self.gpus_per_worker}: NCCL wants "
+                "a GPU for each"
             )
 
     @contextmanager

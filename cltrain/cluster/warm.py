@@ -95,17 +95,19 @@ class WarmGroup:
         if self._fit is not None:
             return
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(self.idle_s)
+        actor = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here)  # not on a node that may be lost
+        self._mailbox = actor.remote(self.idle_s)
         resources = {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
+        workers = self.workers if self.min_workers is None else (self.min_workers, self.workers)
         trainer = ray.train.torch.TorchTrainer(
             train_loop,
             train_loop_config={"mailbox": self._mailbox},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers if self.min_workers is None else (self.min_workers, self.workers),
+                num_workers=workers,  # type: ignore[arg-type]  # the annotations are of Train V1
                 resources_per_worker=resources,
                 use_gpu=bool(self.gpus_per_worker),
             ),
-            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotations are of Train V1
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 storage_path=Storage(self.root).uri("ray_train"),
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=2),  # type: ignore[call-arg]
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),

@@ -92,7 +92,8 @@ class Joined:
 class Absorbed:
     """What an update ends with: the model in eval mode with all its parameters, its rows as events (`rows`) and as
     tensors (`batch`), in the same order, with those that were kept aside to stop early; `encode`, which makes a batch
-    of other events; `said` (N, C), for a method that `records`, NaN for rows that were not trained on; and `reduce`, which adds up a tensor over the ranks that each hold a `shard`. All ranks have all
+    of other events; `said` (N, C), for a method that `records`, NaN for rows that were not trained on; and `reduce`,
+    which adds up a tensor over the ranks that each hold a `shard`. All ranks have all
     rows."""
 
     model: nn.Module

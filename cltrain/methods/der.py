@@ -24,7 +24,7 @@ class DER(Replay):
     (eq. 6). Both are taken of the same draw, where the paper draws twice.
 
     The memory holds, in the column `_outputs`, what the model said of a row when it last learned from it, in
-    mid-training. (What it says at the end of the update is further from 0, and harder to keep: see docs/experiments.md.)
+    mid-training. (What it says when the update ends is further from 0, and harder to keep: docs/experiments.md.)
     """
 
     ratio: float = 1.0

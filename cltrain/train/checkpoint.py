@@ -75,7 +75,7 @@ class Checkpoints:
         torch.set_rng_state(own["random"])
         if "random_cuda" in own:
             torch.cuda.set_rng_state(own["random_cuda"], self.engine.device)
-        return Checkpoint(**about["numbers"], tensors=st.load(data))
+        return Checkpoint(**about["numbers"], tensors=dict(sorted(st.load(data).items())))
 
     def clear(self) -> None:
         """When the update has ended. Only rank 0 removes."""

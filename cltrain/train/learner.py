@@ -157,7 +157,7 @@ class Learner:
     def absorb(self, rows: pa.Table, batch: Batch, state: MethodState, said: Tensor | None = None) -> None:
         """Let the method remember `rows`, which were learned. `state` is that of the stepper, `said` of `Passed`."""
         started = time.perf_counter()
-        whole = {slot: self.running.gather(pieces) for slot, pieces in state.tensors.items()}
+        whole = {slot: self.running.gather(pieces) for slot, pieces in sorted(state.tensors.items())}
         with self.running.whole() as net:
             absorbed = Absorbed(
                 model=net,
@@ -203,9 +203,8 @@ class Learner:
 
     def _require_finite(self, passed: Passed) -> None:
         bad = torch.tensor(float(not torch.isfinite(torch.tensor(passed.loss))))
-        for value in self.running.parameters.values():
-            local = value.to_local() if hasattr(value, "to_local") else value
-            bad += float(not torch.isfinite(local).all())
+        for value in self.running.pieces().values():
+            bad += float(not torch.isfinite(value).all())
         if self.engine.sum(bad.to(self.engine.device)).item():
             raise UpdateError(
                 f"the loss or the weights are not finite after {passed.steps} steps (mean loss {passed.loss}): lower "

@@ -80,7 +80,9 @@ class Loader:
                 old = self.method.augment(old, torch_generator(self.seed, "augment", *draw.place, self.engine.rank))
             if self.method.projects:
                 reference, old, old_weight = (old, old_weight), None, 0.0
-        parts = [_part(new, old)] if self.accumulate == 1 else _parts(new, old, self.accumulate)
+        # As many parts on every rank, though the shares may differ by a row.
+        count = min(self.accumulate, max(1, len(draw.new) // self.engine.world))
+        parts = [_part(new, old)] if count == 1 else _parts(new, old, count)
         even = self._even and self.engine.world == 1 and len(parts) == 1
         return Rows(parts, new_weight, old_weight, even, reference)
 
@@ -109,8 +111,7 @@ def _part(new: Batch, old: Batch | None) -> Part:
 
 
 def _parts(new: Batch, old: Batch | None, count: int) -> list[Part]:
-    """A batch in `count` parts, or fewer where there are not as many new rows."""
-    count = min(count, len(new))
+    """A batch in `count` parts."""
 
     def part(of: Batch, i: int) -> Batch:
         return of.rows(len(of) * i // count, len(of) * (i + 1) // count)

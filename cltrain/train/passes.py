@@ -20,7 +20,7 @@ from cltrain.train.step import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """rows counts every visit of a row, replayed ones among them; loss is the mean over all steps and ranks; said (N, C)
+    """rows counts every visit of a row, replayed ones too; loss is the mean over all steps and ranks; said (N, C)
     is what the model said of each row in the last pass, for a method that records it, NaN for rows kept aside."""
 
     steps: int
@@ -179,7 +179,7 @@ def _checkpoint(
     if said is not None and stepper.engine.world > 1:
         said = _of_all_ranks(said, stepper)
     kinds = {"weights": running.weights(), "optimizer": running.optimizer_tensors()}
-    kinds |= {f"method/{slot}": running.gather(pieces) for slot, pieces in stepper.state.tensors.items()}
+    kinds |= {f"method/{slot}": running.gather(pieces) for slot, pieces in sorted(stepper.state.tensors.items())}
     if best is not None and best.weights:
         kinds |= {"best_weights": best.weights, "best_optimizer": best.optimizer}
     tensors = {f"{kind}/{name}": value for kind, named in kinds.items() for name, value in named.items()}

@@ -116,19 +116,19 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
             raise DigestError(f"{storage.path(prefix)}/{name} was altered: its digest is not the recorded one")
         return data
 
-    weights, base = st.load(get("weights.safetensors")), None
+    weights, base = _loaded(get("weights.safetensors")), None
     if "base" in about:
         data = storage.read(_base_name(about["base"]))
         if digest_bytes(data) != about["base"]:
             raise DigestError(f"{storage.path(_base_name(about['base']))} was altered: its digest is not its name")
-        base = st.load(data)
+        base = _loaded(data)
         weights = joined(base, weights)
     memory: pa.Table | None = None
     tensors: dict[str, dict[str, Tensor]] = {}
     optimizer: dict[str, Tensor] = {}
     if not only_weights:
-        optimizer = st.load(get("optimizer.safetensors"))
-        for key, value in st.load(get("method.safetensors")).items():
+        optimizer = _loaded(get("optimizer.safetensors"))
+        for key, value in _loaded(get("method.safetensors")).items():
             slot, name = key.split("/", 1)
             tensors.setdefault(slot, {})[name] = value
         if "memory.arrow" in about["files"]:
@@ -165,6 +165,11 @@ def state_name(request_digest: str) -> str:
 def request_digest(request: Any) -> str:
     """Names a request by its content, so that doing it again writes the same folder."""
     return digest_json(to_json(request))
+
+
+def _loaded(data: bytes) -> dict[str, Tensor]:
+    """In the order of their names: the reader has another one in every process, and ranks go through them together."""
+    return dict(sorted(st.load(data).items()))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from cltrain.errors import ConfigError, StoreError
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL
 from cltrain.registry import Registry
 from cltrain.search import GROUPS
-from cltrain.trial import by_time, run_trial
+from cltrain.trial import by_time, run_trial, sample
 
 Small = Callable[..., dict[str, Any]]
 SPACE = "{train.stateless.learning_rate: {low: 1e-5, high: 1e-2, log: true}, model.hidden: [[16], [64, 32]]}"
@@ -93,6 +93,11 @@ def test_validation_rows_are_the_newest_and_never_held_out(small: Small) -> None
     assert not is_held_out(newest.column(EVENT_ID), settings["snapshot"]["holdout_share"]).any()
     assert newest.column(LABEL).null_count == 0
     assert by_time(rows, 0.2)[1].equals(newest)
+    some = sample(first, 100)
+    assert some.num_rows == 100
+    place = [first.column(EVENT_ID).to_pylist().index(i) for i in some.column(EVENT_ID).to_pylist()]
+    assert place == sorted(place)
+    assert 0.35 < np.mean(place) / first.num_rows < 0.65, "of all times"
 
     work = {
         "root": store.storage.root,

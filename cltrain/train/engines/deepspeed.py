@@ -3,7 +3,6 @@ flat tensors (Rajbhandari et al. 2020)."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import os
@@ -263,21 +262,6 @@ class DeepSpeedRunning(ShardedRunning):
         group = self.optimizer.param_groups[0]
         on_device = group.get("fused") or group.get("capturable")
         return value.clone().to(self.device if on_device else "cpu")
-
-    def snapshot(self) -> Any:
-        state = {piece: self.optimizer.state.get(flat, {}) for piece, flat in self.flats.items()}
-        return copy.deepcopy((self.pieces(), dict(self.net.named_buffers()), state))
-
-    @torch.no_grad()
-    def restore(self, snapshot: Any) -> None:
-        pieces, buffers, state = copy.deepcopy(snapshot)
-        for piece, value in pieces.items():
-            self.pieces()[piece].copy_(value)
-        self._publish()
-        for name, buffer in self.net.named_buffers():
-            buffer.copy_(buffers[name])
-        for piece, kept in state.items():
-            self.optimizer.state[self.flats[piece]] = kept
 
 
 def _destroy(engine: Any) -> None:

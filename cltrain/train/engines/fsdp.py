@@ -27,6 +27,7 @@ class FSDP(Ranks):
     """unit_elements: a block of the model with at least so many parameters is gathered on its own."""
 
     unit_elements: int = 1_000_000
+    offers: frozenset[str] = frozenset({"elementwise", "gradients", "whole"})
 
     def begin(self, net: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> Running:
         """Raises `ConfigError` for a model with a parameter that is a scalar, which cannot be cut."""

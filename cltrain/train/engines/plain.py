@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ class Plain:
     elementwise: a penalty may be added to each element of the gradient, wherever that element is kept.
     gradients: the gradient of a backward pass may be read and replaced before the step.
     whole: the model with all its parameters can be had in one process when training ends, as for the Fisher.
+    compile: the model may be compiled (`train.compile`).
     """
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     rank: int = 0
     world: int = 1
-    offers: frozenset[str] = frozenset({"elementwise", "gradients", "whole"})
+    offers: frozenset[str] = frozenset({"elementwise", "gradients", "whole", "compile"})
 
     def begin(self, net: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> Running:
         """Move `net` to the device, and be ready to train it with what `optimizer` makes for it."""
@@ -129,15 +129,6 @@ class Running:
         that are new, and parameters without state, start fresh."""
         self.optimizer.load_state_dict(optimizer_state(self.optimizer, self.parameters, tensors))
 
-    def snapshot(self) -> Any:
-        """What `restore` takes to go back to the weights and the optimizer of now."""
-        return copy.deepcopy((self.net.state_dict(), self.optimizer.state_dict()))
-
-    def restore(self, snapshot: Any) -> None:
-        self.net.load_state_dict(snapshot[0])
-        # A copy, since the optimizer would take the tensors themselves and change them in place.
-        self.optimizer.load_state_dict(copy.deepcopy(snapshot[1]))
-
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
         """`net` in eval mode with all its parameters on this rank's device, to be read and not to be changed."""
@@ -149,6 +140,8 @@ def clip(gradients: Mapping[str, Tensor], max_norm: float) -> None:
     """Scale all gradients together so that their norm is `max_norm` at most: `torch.nn.utils.clip_grad_norm_`, without
     what that does for gradients on several devices."""
     values = list(gradients.values())
+    if not values:
+        return
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
     torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 

@@ -49,7 +49,7 @@ class FSDPEngine:
 
     unit_elements: int = 1_000_000
 
-    offers = Plain.offers
+    offers = Plain.offers - {"compile"}
     min_workers = 1
 
     def __post_init__(self) -> None:
