@@ -144,6 +144,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return value in args
     if hint is type(None):
         return value is None
+    if hint is Any:
+        return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

@@ -34,6 +34,7 @@ from cltrain.records import (
 )
 from cltrain.registry import Registry, RoundLog, VersionRecord
 from cltrain.seeding import derive_seed
+from cltrain.storage import digest_json
 from cltrain.tracking.base import Tracker
 from cltrain.train.predictor import Predictor
 from cltrain.train.settings import Recalibrate
@@ -98,9 +99,10 @@ class Loop:
         version = self.registry.version(base)
         now = self.clock.now(self.log.end())
         start = min(version.challenger.cursor.until, now)
-        window = Window(index=self.rounds.next_by_hand(), start=start, end=now)
         asked = Asked(kind=kind, base=version, reason=reason, transfer_names=transfer_names or {})
-        return self.turn(window, watch, asked)
+        about = {"kind": kind, "base": version.version, "reason": reason, "transfer_names": asked.transfer_names}
+        index = self.rounds.by_hand(about | {"settings": digest_json(self.settings)})
+        return self.turn(Window(index=index, start=start, end=now), watch, asked)
 
     def turn(self, window: Window, watch: Watch, asked: Asked | None = None) -> Round:
         """One round. Each stage is on file before the next begins, so that a crash costs one stage at most."""

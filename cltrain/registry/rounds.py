@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from sqlalchemy import func, select
 
-from cltrain.records import Round, from_json, to_json
+from cltrain.records import Json, Round, from_json, to_json
 from cltrain.registry.store import Store
 from cltrain.registry.tables import StageRow
 
 T = TypeVar("T")
-DONE = "done"
+DONE, ASKED = "done", "asked"
 
 
 class RoundLog:
@@ -49,10 +49,13 @@ class RoundLog:
             rows = session.scalars(query.order_by(StageRow.round_index)).all()
             return [from_json(Round, row.record) for row in rows]
 
-    def next_by_hand(self) -> int:
-        """Number for a round outside the series: -1, -2 and so on. One that was not finished is taken up again."""
+    def by_hand(self, asked: Json) -> int:
+        """Number for a round outside the series, -1, -2 and so on, in which `asked` is done. One in which the very same
+        was asked for and that was not finished is taken up again."""
         with self._store.reading() as session:
             here = StageRow.model == self._model
             last = session.scalar(select(func.min(StageRow.round_index)).where(here)) or 0
-            unfinished = last < 0 and session.get(StageRow, (self._model, last, DONE)) is None
-            return last if unfinished else min(last, 0) - 1
+            same = last < 0 and (row := session.get(StageRow, (self._model, last, ASKED))) and row.record == asked
+            index = last if same and session.get(StageRow, (self._model, last, DONE)) is None else min(last, 0) - 1
+        self.once(index, ASKED, dict, lambda: asked)
+        return index

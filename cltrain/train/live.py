@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from cltrain.batch import Batch
 from cltrain.data.schema import Schema
 from cltrain.errors import ConfigError
 from cltrain.methods import Method
-from cltrain.records import Cursor
+from cltrain.methods.base import OUTPUTS
+from cltrain.records import LABEL, Cursor
 from cltrain.seeding import torch_generator
 from cltrain.train.engines.plain import Plain
-from cltrain.train.learner import Learner, labelled
+from cltrain.train.learner import Learner, _stored, labelled
 from cltrain.train.loader import Draw, Loader, encode, hide_categories
 from cltrain.train.settings import Training
 from cltrain.train.state import State
@@ -30,9 +33,11 @@ NOWHERE = Cursor(until=datetime.fromtimestamp(0, UTC), files=())
 class Live:
     """Continues from a state, a few rows at a time: `update` takes a step on them at once, and what the method
     remembers of them (exemplars, Fisher, new categories) follows when `absorb_rows` rows have come, or `state` is
-    asked for. So a call costs about what its step does, however many there were before.
+    asked for. So a call costs about what its step does, however many there were before. Until then those rows are kept;
+    of the exemplars there is only the Arrow table, from which each step takes and encodes its own.
 
-    A method that starts from fresh weights cannot be live. Raises `ConfigError` then, and the errors of `train_update`.
+    A method that starts from fresh weights cannot be live, nor one that reads what the parent says of new rows. Raises
+    `ConfigError` then, and the errors of `train_update`.
     """
 
     parent: State
@@ -43,19 +48,24 @@ class Live:
     absorb_rows: int = 4_096
     _learner: Learner = field(init=False)
     _stepper: Stepper = field(init=False)
-    _exemplars: Batch | None = field(init=False)
+    _exemplars: pa.Table | None = field(init=False)
     _pending: list[pa.Table] = field(default_factory=list, init=False)
+    _said: list[Tensor] = field(default_factory=list, init=False)
+    _pending_rows: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        name = type(self.method).__name__
         if self.method.restarts or not self.method.stateful:
-            raise ConfigError(f"method={type(self.method).__name__} starts from fresh weights: it cannot be live")
+            raise ConfigError(f"method={name} starts from fresh weights: it cannot be live")
+        if "parent" in self.method.reads:
+            raise ConfigError(f"method={name} reads what the parent says of each new row: it cannot be live")
         if self.absorb_rows < 1:
             raise ConfigError(f"absorb_rows must be 1 or more, not {self.absorb_rows}")
         self._draws = torch_generator(self.seed, "live")
         self._begin(self.parent, None)
 
-    def update(self, rows: pa.Table) -> torch.Tensor:
+    def update(self, rows: pa.Table) -> Tensor:
         """Take a step on the labelled `rows` (several, where they are more than a batch). Returns the mean loss, a
         tensor that was not waited for."""
         rows = labelled(rows)
@@ -63,26 +73,28 @@ class Live:
         if self._learner.encoder.task == "multiclass" and batch.target.max() >= self._learner.encoder.num_outputs:
             self._begin(self.state(NOWHERE), rows)  # a class that the model has no output for
             batch = self._learner.encoder(rows)
-        batch = hide_categories(batch.to(self.engine.device), self.training.unknown_rate, self._draws)
+        steps = -(-len(batch) // self.training.batch_size)
+        parts = torch.arange(len(batch)).tensor_split(steps)
+        exemplars, places = self._rehearsed(parts)
         loader = Loader(
-            batch,
-            self._exemplars,
+            self._placed(batch),
+            exemplars,
             engine=self.engine,
             method=self.method,
             accumulate=self.training.accumulate,
             seed=self.seed,
         )
-        remembered = 0 if self._exemplars is None else len(self._exemplars)
-        steps = -(-len(batch) // self.training.batch_size)
         losses = []
-        for number, new in enumerate(torch.arange(len(batch), device=batch.target.device).tensor_split(steps)):
-            old = self.method.rehearse(len(new), remembered, self._draws) if remembered else None
-            draw = Draw(new, None if old is None else old.to(new.device), (self._calls, number))
+        for number, (new, old) in enumerate(zip(parts, places, strict=True)):
+            on_device = None if old is None else old.to(self.engine.device)
+            draw = Draw(new.to(self.engine.device), on_device, (self._calls, number))
             losses.append(self._stepper.step(loader.gather(draw)))
+            self._said += self._stepper.said
         self._calls += 1
         self._learner.steps += steps
         self._pending.append(rows)
-        if sum(table.num_rows for table in self._pending) >= self.absorb_rows:
+        self._pending_rows += len(batch)
+        if self._pending_rows >= self.absorb_rows:
             self._absorb()
         return losses[0] if steps == 1 else torch.stack(losses).mean()
 
@@ -91,18 +103,40 @@ class Live:
         self._absorb()
         return self._learner.state(cursor)
 
+    def _rehearsed(self, parts: Sequence[Tensor]) -> tuple[Batch | None, list[Tensor | None]]:
+        """The exemplars that join the steps on `parts`, as tensors, and where in them those of each step are."""
+        memory = self._exemplars
+        if memory is None:
+            return None, [None] * len(parts)
+        drawn = [self.method.rehearse(len(part), memory.num_rows, self._draws) for part in parts]
+        found = [index for index in drawn if index is not None]
+        if not found:
+            return None, [None] * len(parts)
+        taken = memory.take(pa.array(torch.cat(found).numpy()))
+        batch = self._learner.encoder(taken)
+        if OUTPUTS in taken.column_names:
+            extra = _stored(taken.column(OUTPUTS), self._learner.encoder.num_outputs)
+            batch = dataclasses.replace(batch, extra=extra)
+        order = iter(torch.arange(len(batch)).split([len(index) for index in found]))
+        return self._placed(batch), [None if index is None else next(order) for index in drawn]
+
+    def _placed(self, batch: Batch) -> Batch:
+        return hide_categories(batch.to(self.engine.device), self.training.unknown_rate, self._draws)
+
     def _absorb(self) -> None:
         if not self._pending:
             return
-        rows = pa.concat_tables(self._pending)
-        self._pending = []
+        rows, said = pa.concat_tables(self._pending), torch.cat(self._said) if self._said else None
+        self._pending, self._said, self._pending_rows = [], [], 0
         learner = self._learner
         learner.running.net.eval()
         batch = encode(learner.encoder, rows, self.training.memory_gib).to(self.engine.device)
-        learner.absorb(rows, batch, self._stepper.state)
-        if learner.encoder.extended(rows) != learner.encoder:
+        learner.absorb(rows, batch, self._stepper.state, said)
+        encoder = learner.encoder.extended(rows)
+        if encoder.spec != learner.encoder.spec or encoder.reused(learner.encoder):
             self._begin(learner.state(NOWHERE), rows)
         else:
+            learner.encoder = encoder
             self._resume()
 
     def _begin(self, parent: State, rows: pa.Table | None) -> None:
@@ -123,7 +157,12 @@ class Live:
         self._resume()
 
     def _resume(self) -> None:
-        exemplars = self._learner.exemplars()
-        self._exemplars = None if exemplars is None else exemplars.to(self.engine.device)
+        memory, wanted = self._learner.remembered.memory, {LABEL, *self._learner.encoder.names}
+        if "outputs" in self.method.reads:
+            wanted.add(OUTPUTS)
+        if memory is None or not memory.num_rows or not self.method.rehearses:
+            self._exemplars = None
+        else:
+            self._exemplars = memory.select([name for name in memory.column_names if name in wanted])
         self._stepper = self._learner.stepper()
         self._learner.running.module.train()

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cltrain.assemble import open_store, run_by_hand, run_evaluation, run_loop
+from cltrain.config import CONF
 from cltrain.errors import CltrainError
 from cltrain.registry import Registry, RoundLog, VersionRecord
+from cltrain.train.state import load_state
 
 Small = Callable[..., dict[str, Any]]
 
@@ -147,7 +149,7 @@ def test_every_strategy_runs(small: Small, strategy: str) -> None:
         assert all(v.endswith(".0") for v in summary["versions"])
 
 
-@pytest.mark.parametrize("method", ["finetune", "replay", "ewc", "replay_ewc", "from_scratch"])
+@pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml")))
 def test_every_method_runs(small: Small, method: str) -> None:
     assert len(run_loop(small(f"method={method}", "max_rounds=3"))["versions"]) == 3
 
@@ -170,6 +172,31 @@ def test_an_update_by_hand_continues_from_any_version(small: Small) -> None:
     assert "new sensor" in version.reason
     summary = run_loop(small("max_rounds=4"))
     assert summary["rounds"] == 3, "the series goes on beside what is done by hand"
+
+
+def test_a_model_iteration_carries_over_what_the_champion_knows(small: Small) -> None:
+    run_loop(small("max_rounds=3", "window.bootstrap=2"))
+    wider = small("model.hidden=[96,32]", "max_rounds=4", "window.bootstrap=2")
+    refused = run_loop(wider)
+    assert refused["versions"] == ["1.0", "1.1", "1.2"]
+    failed = RoundLog(open_store(wider), "default").finished()[-1]
+    assert failed.status == "failed"
+    assert "model.hidden was [64, 32] and is [96, 32]" in failed.decision.reason
+    done = run_by_hand(small("model.hidden=[96,32]", "transfer=surgery", job="recalibrate"), "stateless")
+    version = done["versions"][0]
+    assert (version["version"], version["kind"], version["parent"]) == ("2.0", "surgery", "1.2")
+    record = Registry(open_store(wider), "default").version("2.0")
+    assert record.challenger.carried["difference"] < 1e-5
+    lineage = Registry(open_store(wider), "default").lineage("2.0")
+    assert [v.version for v in lineage] == ["2.0", "1.2", "1.1", "1.0"]
+
+
+def test_stateful_updates_of_an_adapter_run(small: Small) -> None:
+    settings = small("max_rounds=4", "window.bootstrap=2", "adapter=lora", "adapter.rank=2", "recalibrate.every=null")
+    assert run_loop(settings)["versions"] == ["1.0", "1.1", "1.2", "1.3"]
+    storage = open_store(settings).storage
+    assert len(storage.names("bases")) == 1
+    assert load_state(storage, Registry(open_store(settings), "default").version("1.3").state).adapter["rank"] == 2
 
 
 def test_two_versions_are_weighed_by_hand(small: Small) -> None:
@@ -221,6 +248,9 @@ def test_a_corrupt_file_is_set_aside_and_named(small: Small, tmp_path: Path) -> 
         (["window.every=soon"], "is not a duration"),
         (["method.parts.replay.ratio=-1"], "must be 0 or more replayed rows"),
         (["+method.parts.replay.rato=1"], "did you mean method.parts.replay.ratio"),
+        (["method=agem", "engine=deepspeed"], "AGEM needs gradients"),
+        (["engine=fsdp"], "engine=FSDPEngine trains on a group of workers: set cluster.workers"),
+        (["model=cnn"], "model=cnn"),
         (["gate.floor=high"], "gate.floor='high' must be a number"),
         (["model.name=a/b"], "without / and :"),
         (["model._target_=no.such.Net"], "cannot be imported"),

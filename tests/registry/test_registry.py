@@ -139,11 +139,11 @@ def test_a_stage_that_fails_leaves_no_record(registry: Registry) -> None:
 
 def test_rounds_by_hand_count_down_and_an_unfinished_one_is_taken_up(registry: Registry) -> None:
     rounds = RoundLog(registry.store, "ranker")
-    assert rounds.next_by_hand() == -1
-    rounds.once(-1, "decide", Decision, lambda: Decision(fire=True, reason="asked"))
-    assert rounds.next_by_hand() == -1
-    rounds.once(-1, "done", Decision, lambda: Decision(fire=True, reason="done"))
-    assert rounds.next_by_hand() == -2
+    assert rounds.by_hand({"kind": "stateless"}) == -1
+    assert rounds.by_hand({"kind": "stateless"}) == -1
+    assert rounds.by_hand({"kind": "stateful"}) == -2, "another wish is another round"
+    rounds.once(-2, "done", Decision, lambda: Decision(fire=True, reason="done"))
+    assert rounds.by_hand({"kind": "stateful"}) == -3
     assert rounds.finished() == []
 
 

@@ -12,6 +12,7 @@ import torch
 
 from cltrain.data.schema import Columns, Feature, Schema
 from cltrain.methods import Finetune, Method
+from cltrain.models.adapter import LoRA
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME, Cursor
 from cltrain.train.checkpoint import Checkpoints
 from cltrain.train.engines import Plain
@@ -100,6 +101,8 @@ def update(
     model: dict[str, Any] | None = None,
     described: Schema | None = None,
     checkpoints: Checkpoints | None = None,
+    adapter: LoRA | None = None,
+    transfer: dict[str, str | None] | None = None,
 ) -> Trained:
     torch.set_num_threads(1)
     return train_update(
@@ -113,6 +116,8 @@ def update(
         seed=seed,
         engine=engine or Plain(),
         checkpoints=checkpoints,
+        adapter=adapter,
+        transfer=transfer,
     )
 
 
