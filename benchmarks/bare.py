@@ -92,11 +92,14 @@ def ewc(net: nn.Module, optimizer: torch.optim.Optimizer, work: Work) -> float:
 
 
 def derpp(net: nn.Module, optimizer: torch.optim.Optimizer, work: Work) -> float:
-    """Dark experience replay ++, with one draw for both of its terms."""
+    """Dark experience replay ++, with one draw for both of its terms; it keeps what is said of each new row, which the
+    memory will hold."""
     parameters, total = list(net.parameters()), torch.zeros((), device=work.x.device)
+    said = work.old_outputs.new_empty(len(work.x), work.old_outputs.shape[1])
     for new in work.batches():
         count, old = len(new), work.draw(len(new))
         outputs = net(torch.cat([work.x.index_select(0, new), work.old_x.index_select(0, old)]))
+        said.index_copy_(0, new, outputs[:count].detach())
         loss = F.cross_entropy(outputs[:count], work.y.index_select(0, new))
         loss = loss + ALPHA * F.mse_loss(outputs[count:], work.old_outputs.index_select(0, old))
         loss = loss + BETA * F.cross_entropy(outputs[count:], work.old_y.index_select(0, old))

@@ -107,7 +107,7 @@ def train_passes(
 
 def _recorded(said: Tensor | None, stepper: Stepper, index: Tensor, rows: int) -> Tensor:
     """`said` with what the last step said of this rank's share of the rows at `index`."""
-    found = torch.cat(stepper.said)
+    found = stepper.said[0] if len(stepper.said) == 1 else torch.cat(stepper.said)
     if said is None:
         said = found.new_full((rows, found.shape[1]), torch.nan)
     mine = stepper.engine.shard(index)
