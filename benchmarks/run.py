@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-CASES = ("step", "micro", "streams")
+CASES = ("step", "micro", "scaling", "streams")
 ROOT = Path(__file__).resolve().parent.parent
 
 

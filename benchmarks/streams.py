@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.mnist import Digits, folder, load
-from benchmarks.setups import GRID, SETUPS
+from benchmarks.setups import GRIDS, SETUPS
 from benchmarks.tasks import START, schema_of, tasks
 from cltrain.methods import Method
 from cltrain.records import Cursor
@@ -45,8 +45,8 @@ SEEDS = (11, 12, 13)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One method on one stream. `strength` replaces that of the set-up when it is being chosen; then the test set is
-    held out of the training set."""
+    """One method on one stream. `strength` replaces that of the set-up (of DER, `alpha`: see `GRIDS`) when it is being
+    chosen; then the test set is held out of the training set."""
 
     stream: str
     method: str
@@ -59,7 +59,7 @@ class Run:
 
     def how(self) -> Method:
         method = SETUPS[self.stream].methods[self.method]
-        return method if self.strength is None else replace(method, strength=self.strength)  # type: ignore[call-arg]
+        return method if self.strength is None else replace(method, **{GRIDS[type(method)][0]: self.strength})
 
     def settings(self) -> str:
         """All that the result depends on beside the code."""
@@ -202,10 +202,11 @@ def _reported(options: argparse.Namespace) -> Iterable[Run]:
 
 
 def _chosen(options: argparse.Namespace) -> Iterable[Run]:
-    for stream, strength in product(options.stream, GRID):
+    for stream in options.stream:
         for method, settings in SETUPS[stream].methods.items():
-            if hasattr(settings, "strength") and (not options.method or method in options.method):
-                yield Run(stream=stream, method=method, seed=CHOOSING_SEED, strength=strength)
+            if type(settings) in GRIDS and (not options.method or method in options.method):
+                for strength in GRIDS[type(settings)][1]:
+                    yield Run(stream=stream, method=method, seed=CHOOSING_SEED, strength=strength)
 
 
 def _std(values: list[float]) -> float:

@@ -271,7 +271,7 @@ def _score(version: VersionRecord) -> float:
 def _about(version: VersionRecord, card: ReportCard) -> Json:
     about = version.summary()
     kept = ("version", "kind", "parent", "compared_to", "snapshot_digest", "weights_digest")
-    trained = ("rows_trained", "rows_replayed", "seconds", "loss", "steps", "parameters")
+    trained = ("rows_trained", "rows_replayed", "seconds", "absorb_seconds", "loss", "steps", "parameters", "workers")
     return {
         **{key: about[key] for key in (*kept, *trained)},
         "rows": version.challenger.snapshot.rows,

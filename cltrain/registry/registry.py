@@ -48,7 +48,8 @@ class VersionRecord:
         """What `cltrain versions --json` prints for it."""
         value: Json = to_json(self)
         challenger = value.pop("challenger")
-        for key in ("rows_trained", "rows_replayed", "steps", "seconds", "loss", "parameters"):
+        kept = ("rows_trained", "rows_replayed", "steps", "seconds", "absorb_seconds", "loss", "parameters", "workers")
+        for key in (*kept, "carried"):
             value[key] = challenger[key]
         value["snapshot_rows"] = challenger["snapshot"]["rows"]
         value["trained_until"] = challenger["cursor"]["until"]

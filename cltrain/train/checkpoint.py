@@ -17,7 +17,7 @@ from cltrain.train.engines.plain import Plain
 class Checkpoint:
     """`step` steps of pass number `epoch` are done, and `steps` in all, with `rows` visits of which `replayed` were of
     exemplars. `best_loss` and `best_passes` are those of `Best`. tensors: by kind and name, such as
-    `weights/head.weight`, whole."""
+    `weights/head.weight`, whole; own: of this rank alone, such as its share of the loss."""
 
     epoch: int
     step: int
@@ -27,6 +27,7 @@ class Checkpoint:
     best_loss: float | None
     best_passes: int
     tensors: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
 
     def of(self, kind: str) -> dict[str, Tensor]:
         return {n.removeprefix(f"{kind}/"): v for n, v in self.tensors.items() if n.startswith(f"{kind}/")}
@@ -45,7 +46,8 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write it; all ranks must call this. The files of a rank are there before `checkpoint.json` names them."""
         name = f"{checkpoint.steps:012d}"
-        own = {"random": torch.get_rng_state()}
+        own = {f"own/{name}": value.contiguous() for name, value in checkpoint.own.items()}
+        own["random"] = torch.get_rng_state()
         if self.engine.device.type == "cuda":
             own["random_cuda"] = torch.cuda.get_rng_state(self.engine.device)
         self.storage.write(f"{self.prefix}/{name}-rank-{self.engine.rank}.safetensors", st.save(own))
@@ -53,7 +55,7 @@ class Checkpoints:
         if self.engine.rank:
             return
         data = st.save({n: v.contiguous() for n, v in checkpoint.tensors.items()})
-        numbers = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name != "tensors"}
+        numbers = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in ("tensors", "own")}
         digest = self.storage.write(f"{self.prefix}/{name}.safetensors", data)
         before = self._about()
         self.storage.write_json(
@@ -75,7 +77,8 @@ class Checkpoints:
         torch.set_rng_state(own["random"])
         if "random_cuda" in own:
             torch.cuda.set_rng_state(own["random_cuda"], self.engine.device)
-        return Checkpoint(**about["numbers"], tensors=dict(sorted(st.load(data).items())))
+        mine = {name.removeprefix("own/"): value for name, value in own.items() if name.startswith("own/")}
+        return Checkpoint(**about["numbers"], tensors=dict(sorted(st.load(data).items())), own=mine)
 
     def clear(self) -> None:
         """When the update has ended. Only rank 0 removes."""

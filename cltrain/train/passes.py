@@ -58,7 +58,7 @@ def train_passes(
     said: Tensor | None = None
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         begin, skip, steps, visited, replayed = saved.epoch, saved.step, saved.steps, saved.rows, saved.replayed
-        loss_sum = saved.tensors["loss"].to(device)
+        loss_sum = saved.own["loss"].to(device)
         said = saved.tensors["said"].to(device) if "said" in saved.tensors else None
         _restore(stepper, saved, best)
     for epoch in range(begin, epochs):
@@ -78,9 +78,10 @@ def train_passes(
             seed=seed,
         )
         draws = list(_draws(stepper, learned, exemplars, steps_per_pass, seed, epoch))[skip:]
-        for step, (draw, batch) in enumerate(zip(draws, loader.batches(draws), strict=True), skip + 1):
+        batches = loader.batches(draws)
+        for step, draw in enumerate(draws, skip + 1):
             stepper.running.set_learning_rate(training.learning_rate_at(steps / (epochs * steps_per_pass)))
-            loss_sum += stepper.step(batch)
+            loss_sum += stepper.step(next(batches))  # held by nothing here: the next batch takes its place in memory
             if stepper.said:
                 said = _recorded(said, stepper, draw.new.to(device), len(rows))
             rehearsed = 0 if draw.old is None else len(draw.old)
@@ -187,12 +188,15 @@ def _checkpoint(
         **numbers,
         best_loss=best.loss if best and best.weights else None,
         best_passes=best.passes if best else 0,
-        tensors=tensors | {"loss": loss_sum.cpu()} | ({} if said is None else {"said": said.cpu()}),
+        tensors=tensors | ({} if said is None else {"said": said.cpu()}),
+        own={"loss": loss_sum.cpu()} | {f"buffer/{n}": b.detach().cpu() for n, b in running.net.named_buffers()},
     )
 
 
 def _restore(stepper: Stepper, saved: Checkpoint, best: Best | None) -> None:
     stepper.running.load_weights(saved.of("weights"))
+    for name, buffer in stepper.running.net.named_buffers():  # each rank has its own, as of a batch norm
+        buffer.copy_(saved.own[f"buffer/{name}"])
     stepper.running.load_optimizer(saved.of("optimizer"))
     slots: dict[str, Named] = {}
     for key, value in saved.of("method").items():

@@ -78,7 +78,7 @@ def assert_a_killed_worker_costs_one_interval_at_most(group: WarmGroup, request:
     assert seen == sorted(seen)
     assert before < ours.steps
     assert ours.weights_digest == undisturbed.weights_digest
-    for same in ("workers", "steps", "rows_trained", "rows_replayed"):
+    for same in ("workers", "steps", "rows_trained", "rows_replayed", "loss"):
         assert getattr(ours, same) == getattr(undisturbed, same)
 
 

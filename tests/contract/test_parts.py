@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cltrain.config import CONF, build
+from cltrain.errors import ConfigError
 from cltrain.evaluate import Evaluation
 from cltrain.memory import Seen
 from cltrain.memory.base import KEY
@@ -128,6 +129,25 @@ class TestMemories:
             trained = update(events(40, task, seed=1), state, method, SHORT, task)
             assert trained.rows_replayed == 40
             assert trained.state.method.memory_rows == 30
+
+
+@pytest.mark.parametrize("option", options("engine"))
+def test_engines(option: str, settings_of: Settings) -> None:
+    engine = built(settings_of, "engine", option)
+    assert engine.offers >= {"elementwise", "whole"}
+    if engine.min_workers:
+        with pytest.raises(ConfigError, match=f"engine={option}.*cluster.workers"):
+            engine.here(torch.device("cpu"))
+    else:
+        assert engine.here(torch.device("cpu")).world == 1
+
+
+@pytest.mark.parametrize("option", options("adapter"))
+def test_adapters(option: str, settings_of: Settings) -> None:
+    adapter = built(settings_of, "adapter", option)
+    parent = update(events(60)).state
+    child = update(events(60, seed=1), parent, adapter=adapter).state
+    assert (child.base is not None) == adapter.adapts(stateful=True)
 
 
 @pytest.mark.parametrize("option", options("model"))
