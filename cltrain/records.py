@@ -180,9 +180,10 @@ class Round:
     """One finished turn of the loop: the line of `rounds.jsonl`.
 
     Each of `versions` has version, kind, parent, compared_to, accepted, reasons, score, rows, rows_trained,
-    rows_replayed, seconds, absorb_seconds, workers, loss, snapshot_digest, weights_digest, comparisons (of the report card), transfer (window,
-    rows and loss for each past window), latency_ms and size_bytes. `champion` is the one after the round, `served` what
-    traffic saw during it, `freshness_s` the seconds from the start of the round until its version answered.
+    rows_replayed, steps, seconds, absorb_seconds, workers, loss, parameters, snapshot_digest, weights_digest,
+    comparisons (of the report card), transfer (window, rows and loss for each past window), latency_ms and size_bytes.
+    `champion` is the one after the round, `served` what traffic saw during it, `freshness_s` the seconds from the start
+    of the round until its version answered.
     """
 
     index: int

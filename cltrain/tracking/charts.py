@@ -23,7 +23,7 @@ FATES = {
     "accepted": "accepted, not promoted",
     "rejected": "rejected",
 }
-SYMBOLS = {"stateful": "circle", "stateless": "diamond"}
+SYMBOLS = {"stateful": "circle", "stateless": "diamond", "surgery": "star"}
 QUIET = {"empty": "no data", "quarantined": "quarantined", "waited": "waited", "failed": "the update failed"}
 
 
