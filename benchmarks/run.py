@@ -28,7 +28,13 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": name, "cores": cores, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "device": name,
+        "cores": cores,
+        "load": os.getloadavg()[1],  # processes that wanted a core in the last five minutes, this one among them
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def main() -> None:

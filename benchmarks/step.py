@@ -36,7 +36,7 @@ from cltrain.train.settings import Training
 from cltrain.train.step import Stepper
 
 MEMORY = 2_000
-ROWS = {64: 4_096, 1_024: 16_384}  # of which an epoch is timed, by batch size
+ROWS = {64: 4_096, 1_024: 8_192}  # of which an epoch is timed, by batch size
 MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
 METHODS: dict[str, Method] = {
     "finetune": Finetune(),
@@ -53,7 +53,8 @@ FASTER_ON_GPU = {"CUDA graphs": {"compile": "reduce-overhead"}}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of turns for one model, batch size and method")
     parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--method", choices=METHODS, nargs="+", default=list(WANTED))
     parser.add_argument("--batch-size", type=int, choices=ROWS, nargs="+", default=list(ROWS))
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                     contenders |= {n: ours(model, method, size, data, **settings) for n, settings in faster.items()}
                 if peer is not None and method in WANTED:
                     contenders["avalanche"] = peer(model, method, size)
-                times = take_turns(contenders, options.turns)
+                times = take_turns(contenders, options.turns, options.seconds)
                 visits = ROWS[size] * (
                     2 if METHODS[method].rehearse(size, MEMORY, torch.Generator()) is not None else 1
                 )
@@ -85,6 +86,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                             "name": f"step {model} batch {size} {method} {name}".rstrip(),
                             "ratio": best,
                             "spread": spread,
+                            "turns": len(times[name]),
                             "wanted": None if name else WANTED.get(method),
                             "rows_per_s": visits / min(times[name]),
                             "bare_rows_per_s": visits / min(times["bare"]),

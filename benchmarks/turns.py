@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -23,14 +24,20 @@ def seconds(work: Callable[[], Any], device: torch.device | str = "cpu") -> floa
     return time.perf_counter() - started
 
 
-def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+def take_turns(
+    contenders: Mapping[str, Callable[[], float]], turns: int, seconds_at_most: float = math.inf, at_least: int = 5
+) -> dict[str, list[float]]:
     """The seconds that each contender says it took, turn by turn, after one turn that does not count. Every other turn
-    goes the other way round, so that nobody always comes after the same one."""
+    goes the other way round, so that nobody always comes after the same one. `at_least` so many turns are taken, and
+    none is begun when `seconds_at_most` are over."""
     order = list(contenders)
     for name in order:
         contenders[name]()
     taken: dict[str, list[float]] = {name: [] for name in order}
-    for _ in range(turns):
+    started = time.perf_counter()
+    for turn in range(turns):
+        if turn >= at_least and time.perf_counter() - started > seconds_at_most:
+            break
         for name in order:
             taken[name].append(contenders[name]())
         order.reverse()

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cltrain.clock import to_us
 from cltrain.config import build
 from cltrain.data.encoder import outline
@@ -28,6 +30,7 @@ from cltrain.search import Search, TrialLog, Trials, best, candidates, visits_of
 from cltrain.storage import Storage, digest_json
 from cltrain.summary import summarise
 from cltrain.tracking.base import Trackers
+from cltrain.train.optimizer import make_optimizer
 from cltrain.train.predictor import Predictor
 from cltrain.trial import rows_of_trials, run_trial, search_work
 
@@ -281,6 +284,10 @@ def _require_engine(parts: Mapping[str, Any]) -> None:
             f"method={type(method).__name__} needs {', '.join(lacking)} of its engine, which engine="
             f"{type(engine).__name__} does not offer: use engine=ddp or engine=fsdp, or another method"
         )
+    for kind, training in parts["train"].items():
+        make_optimizer(nn.Linear(2, 2), training)
+        if training.compile != "off" and "compile" not in engine.offers:
+            raise ConfigError(f"train.{kind}.compile={training.compile} needs engine=ddp or engine=auto: set it to off")
     if engine.min_workers > workers:
         raise ConfigError(
             f"engine={type(engine).__name__} trains on a group of workers: set cluster.workers to {engine.min_workers} "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+PASS_BYTES = 8 << 20  # of inputs
 UNKNOWN = 0  # index of a category that training never saw
 
 
@@ -75,6 +76,11 @@ class Batch:
         """The rows from `start` to `end`, as views."""
         return self.each(lambda value: value[start:end])
 
+    def chunks(self) -> Iterator[Batch]:
+        """All rows, `rows_at_once`; one empty batch where there are none."""
+        for start in range(0, max(len(self), 1), self.rows_at_once):
+            yield self.rows(start, min(start + self.rows_at_once, len(self)))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self.each(lambda value: value.to(device, non_blocking=non_blocking))
 
@@ -86,6 +92,13 @@ class Batch:
             change(self.weight),
             {name: change(value) for name, value in self.extra.items()},
         )
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows to pass to a model at once when no gradient is taken: fewer of large ones. An integer counts as
+        the vector that is looked up for it."""
+        sizes = [v[:1].numel() * (4 if v.is_floating_point() else 256) for v in self.inputs.values() if len(v)]
+        return max(32, min(8_192, PASS_BYTES // max(1, sum(sizes))))
 
     @property
     def num_bytes(self) -> int:

@@ -31,6 +31,8 @@ def explain(error: Exception, config_name: str) -> str:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         known = _keys(OmegaConf.to_container(compose(config_name)))
+    if key in known:
+        return f"{key} is a mapping, to which entries are added: +{key}={{NAME: VALUE}}"
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{key}: there is no such setting; {hint}`python -m jobs.{config_name} --cfg job` shows all"

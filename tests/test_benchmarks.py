@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bare, mnist, step, streams, tasks, turns
+from benchmarks import bare, mnist, models, step, streams, tasks, turns
 from benchmarks.mnist import Digits
 from cltrain.methods import MethodState
 from cltrain.records import LABEL
+from cltrain.task import distillation
 from cltrain.train.engines import Plain
 from cltrain.train.loader import Draw, Loader
 from cltrain.train.optimizer import make_optimizer
@@ -106,6 +107,11 @@ def test_turns_are_taken_and_the_best_times_are_compared() -> None:
     assert 1.0 <= spread[0] <= spread[1] <= 4.0
 
 
+def test_no_turn_begins_when_the_time_is_over() -> None:
+    assert len(turns.take_turns({"a": lambda: 1.0}, 9, seconds_at_most=0.0, at_least=2)["a"]) == 2
+    assert len(turns.take_turns({"a": lambda: 1.0}, 9)["a"]) == 9
+
+
 def digits(rows: int = 400) -> Digits:
     """Images that are bright in a place of their own for each label."""
     chance = np.random.default_rng(0)
@@ -137,6 +143,15 @@ def test_a_quarter_turn_is_one() -> None:
     images = train.pixels.reshape(-1, 28, 28)
     assert any(np.array_equal(turned, np.rot90(images, k, axes=(1, 2))) for k in (1, -1))
     assert np.array_equal(tasks.rotated(train.pixels, 0.0), train.pixels)
+
+
+def test_a_model_that_is_told_the_task_leaves_the_old_heads_to_distillation() -> None:
+    """For a row of a new task it answers with that task's classes, and what it says of all others is as it was."""
+    model, pixels = models.MultiHead([5], num_outputs=6), torch.rand(3, 784)
+    said, bare_logits = model(pixels, task=torch.full((3, 1), 2.0)), models.MLP.forward(model, pixels)
+    assert torch.softmax(said, 1)[:, :4].sum() == 0
+    assert distillation("multiclass", said, bare_logits[:, :4]).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+    assert torch.autograd.grad(torch.logsumexp(said, 1).sum(), model.head.weight)[0][:4].abs().sum() == 0
 
 
 @pytest.mark.parametrize("name", ["split-class/derpp1100", "split-task/ewc", "permuted10/er500+ewc"])

@@ -6,6 +6,7 @@ import torch
 
 from cltrain.config import build
 from cltrain.data.snapshot import read_rows
+from cltrain.errors import UpdateError
 from cltrain.records import Challenger, Json, UpdateRequest, from_json, to_json
 from cltrain.storage import Storage
 from cltrain.train.checkpoint import Checkpoints
@@ -23,24 +24,30 @@ def execute(payload: Json) -> Json:
     engine = build(payload["engine"], "engine").here(torch.device(payload["device"]))
     settings = request.settings
     parent = load_state(storage, request.parent) if request.parent else None
-    training = build(settings["train"][request.kind], f"train.{request.kind}")
+    method = build(settings["method"], "method")
+    kind = "stateless" if method.restarts else request.kind  # what starts from fresh weights trains as long
+    training = build(settings["train"][kind], f"train.{kind}")
     name = state_name(request_digest(request))
     checkpoints = Checkpoints(storage, f"updates/{name}", engine, training.checkpoint_steps)
     manifest = storage.read_json(f"snapshots/{request.snapshot.digest}.json")
-    trained = train_update(
-        read_rows(storage, request.snapshot.digest),
-        parent=parent,
-        schema=schema_from_json({"columns": manifest["columns"], "features": manifest["features"], "ignored": []}),
-        model=settings["model"],
-        method=build(settings["method"], "method"),
-        training=training,
-        cursor=request.cursor,
-        seed=request.seed,
-        engine=engine,
-        checkpoints=checkpoints,
-        adapter=build(settings["adapter"], "adapter") if "adapter" in settings else None,
-        transfer=settings.get("transfer_names", {}) if request.kind == "surgery" else None,
-    )
+    try:
+        trained = train_update(
+            read_rows(storage, request.snapshot.digest),
+            parent=parent,
+            schema=schema_from_json({"columns": manifest["columns"], "features": manifest["features"], "ignored": []}),
+            model=settings["model"],
+            method=method,
+            training=training,
+            cursor=request.cursor,
+            seed=request.seed,
+            engine=engine,
+            checkpoints=checkpoints,
+            adapter=build(settings["adapter"], "adapter") if "adapter" in settings else None,
+            transfer=settings.get("transfer_names", {}) if request.kind == "surgery" else None,
+        )
+    except UpdateError:
+        checkpoints.clear()  # it would end like this again
+        raise
     digest = save_state(trained.state, storage, name) if engine.rank == 0 else ""
     checkpoints.clear()
     return to_json(

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,10 @@ class Encoder:
     def num_outputs(self) -> int:
         return len(self.classes) if self.task == "multiclass" else 1
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {value: index for index, value in enumerate(self.classes)}
+
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that it reads."""
@@ -138,8 +143,13 @@ class Encoder:
         if LABEL not in table.column_names:
             return np.zeros(table.num_rows, np.float32), np.zeros(table.num_rows, np.float32)
         column = table.column(LABEL)
-        weight = np.asarray(pc.is_valid(column)).astype(np.float32)
+        weight = np.ones(len(column), np.float32)
+        if column.null_count:
+            weight = np.asarray(pc.is_valid(column)).astype(np.float32)
         if self.task == "multiclass":
+            if len(column) <= 2 * FEW_ROWS:
+                strange = len(self.classes)
+                return np.array([self._places.get(value, strange) for value in column.to_pylist()], np.int64), weight
             found = pc.index_in(column, value_set=pa.array(self.classes, pa.string()))
             return np.asarray(pc.fill_null(found, len(self.classes))).astype(np.int64), weight
         values = np.asarray(pc.fill_null(column, 0.0))

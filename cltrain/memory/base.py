@@ -144,6 +144,8 @@ def row_bytes(table: pa.Table) -> np.ndarray:
         type_ = column.type
         if pa.types.is_string(type_) or pa.types.is_binary(type_):
             total += np.asarray(pc.fill_null(pc.binary_length(column), 0)) + 4
+        elif pa.types.is_large_string(type_) or pa.types.is_large_binary(type_):
+            total += np.asarray(pc.fill_null(pc.binary_length(column), 0)) + 8
         elif pa.types.is_list(type_) and pa.types.is_primitive(type_.value_type):
             lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
             total += lengths * (type_.value_type.bit_width / 8) + 4

@@ -15,7 +15,7 @@ from cltrain.models.embeddings import outputs_and_embeddings
 from cltrain.task import doubts, known_losses, row_losses
 
 Named = dict[str, Tensor]
-CHUNK_ROWS = 8_192
+ENCODED_ROWS = 8_192
 OUTPUTS = "_outputs"  # column of a memory: what the model said of the row when it was admitted
 
 
@@ -112,27 +112,25 @@ class Absorbed:
 
     def outputs(self, rows: pa.Table) -> Tensor:
         """What the model says of other events, (N, C) as in `row_losses`."""
-        device = next(self.model.parameters()).device
         with torch.no_grad():
-            parts = [self.model(**part.to(device).inputs).float() for part in self._chunks(rows)]
-        return torch.cat(parts)
+            return torch.cat([self.model(**part.inputs).float() for part in self._chunks(rows)])
 
     def see(self, rows: pa.Table) -> Seen:
         """What a memory may want to know of other events to choose among them."""
-        device = next(self.model.parameters()).device
         found: dict[str, list[Tensor]] = {"losses": [], "uncertainty": [], "embeddings": []}
         for part in self._chunks(rows):
-            batch = part.to(device)
             with torch.no_grad():
-                outputs, embeddings = outputs_and_embeddings(self.model, batch.inputs)
-                found["losses"].append(row_losses(self.task, outputs.float(), batch.target))
+                outputs, embeddings = outputs_and_embeddings(self.model, part.inputs)
+                found["losses"].append(row_losses(self.task, outputs.float(), part.target))
                 found["uncertainty"].append(doubts(self.task, outputs.float()))
                 found["embeddings"].append(embeddings.float())
         return Seen(**{name: torch.cat(parts).cpu().numpy() for name, parts in found.items()})
 
     def _chunks(self, rows: pa.Table) -> Iterator[Batch]:
-        for start in range(0, max(rows.num_rows, 1), CHUNK_ROWS):
-            yield self.encode(rows.slice(start, CHUNK_ROWS))
+        device = next(self.model.parameters()).device
+        for start in range(0, max(rows.num_rows, 1), ENCODED_ROWS):
+            for part in self.encode(rows.slice(start, ENCODED_ROWS)).chunks():
+                yield part.to(device)
 
 
 class Method:
@@ -147,6 +145,7 @@ class Method:
     rehearsed_weight: what the mean loss of the rehearsed rows' labels counts beside that of the new rows. None: there
     is one mean over all rows, and each counts what it counted when it was new.
     records: True where it wants to know, in the end, what the model said of each new row when it last learned from it.
+    reads_gradient: True where `penalise` looks at the gradient, which is then that of the loss, before other penalties.
     projects: True where rehearsed rows do not join the batch, but have a gradient of their own, given to `project`.
     """
 
@@ -156,6 +155,7 @@ class Method:
     restarts: bool = False
     rehearsed_weight: float | None = None
     records: bool = False
+    reads_gradient: bool = False
     projects: bool = False
 
     @property

@@ -29,6 +29,9 @@ class Combined(Method):
             raise ConfigError(
                 f"method.parts {', '.join(rehearsing)} all rehearse, but there is one memory: keep one of them"
             )
+        kinds = [type(part) for part in self.parts.values()]
+        if twice := [kind.__name__ for kind in kinds if kinds.count(kind) > 1]:
+            raise ConfigError(f"method.parts has {twice[0]} twice, but a state remembers for one of a kind: keep one")
         for name, part in self.parts.items():
             if part.restarts:
                 raise ConfigError(f"method.parts.{name} starts from fresh weights each time: nothing combines with it")
@@ -88,7 +91,7 @@ class Combined(Method):
         return {name: term for part in self.parts.values() for name, term in part.terms(joined).items()}
 
     def penalise(self, state: MethodState, values: Named, gradients: Named, step_size: float | None) -> None:
-        for part in self.parts.values():
+        for part in sorted(self.parts.values(), key=lambda part: not part.reads_gradient):
             part.penalise(state, values, gradients, step_size)
 
     def project(self, gradients: Named, reference: Named, total: Callable[[Tensor], Tensor]) -> None:

@@ -57,7 +57,8 @@ class DER(Replay):
         return {"outputs": self.alpha * joined.mean_old(distance.mean(1))}
 
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
-        state = super().absorb(state, absorbed)
+        said = dataclasses.replace(absorbed, rows=_with_outputs(absorbed.rows, absorbed))
+        state = super().absorb(state, said)
         return dataclasses.replace(state, memory=_with_outputs(state.memory, absorbed))
 
 
@@ -67,7 +68,7 @@ class DERpp(DER):
 
 
 def _with_outputs(memory: pa.Table | None, absorbed: Absorbed) -> pa.Table | None:
-    """The memory with outputs, list<float32>, for the rows that have none yet."""
+    """The rows with outputs, list<float32>, where they have none yet."""
     if memory is None or not memory.num_rows:
         return memory
     lacking = np.ones(memory.num_rows, bool)

@@ -27,6 +27,8 @@ class GDumb(Replay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.memory.capacity_rows or self.memory.capacity_bytes == 0:
+            raise ConfigError("method=gdumb trains on its memory alone: make memory.capacity_rows 1 or more")
         if self.memory.sees:
             raise ConfigError(f"method=gdumb chooses before it trains: {type(self.memory).__name__} needs a model")
 

@@ -42,9 +42,9 @@ class Replay(Method):
         return self.augmentation is not None
 
     def rehearse(self, rows: int, remembered: int, generator: torch.Generator) -> Tensor | None:
-        count = round(rows * self.ratio)
-        if not count or not remembered:
+        if not self.ratio or not remembered:
             return None
+        count = max(1, round(rows * self.ratio))
         return torch.randint(remembered, (count,), generator=generator)
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:

@@ -26,6 +26,7 @@ class SI(Method):
     damping: float = 1e-3
 
     needs = frozenset({"elementwise"})
+    reads_gradient = True
 
     def __post_init__(self) -> None:
         check_penalty(self.strength, self.decay)

@@ -31,6 +31,7 @@ class LoRA:
     targets: layers to adapt, linear or convolutional, by name or by the last parts of it; None: every linear layer
     but the head. train_head: whether the head, the linear layer that was registered last, trains whole. also: other
     modules or parameters that do, such as `embeddings`, without which a new category stays the unknown one.
+    An importance, such as the Fisher, is kept of what still trains: in the first adapted update, of the head.
     freeze: with "updates" training from scratch trains the whole model, and the updates after it the adapter; "always"
     is for a model that comes with weights of its own.
     """
@@ -58,6 +59,11 @@ class LoRA:
         if self.freeze not in ("updates", "always"):
             raise ConfigError(f"adapter.freeze must be updates or always, not {self.freeze!r}")
 
+    def continues(self, parent: Mapping[str, Any]) -> bool:
+        """Whether the adapter of a parent, with these settings, is one of the same shape and scale."""
+        given = LoRA(**{**parent, "targets": parent["targets"] and tuple(parent["targets"])})
+        return (self.rank, self.alpha, self.targets) == (given.rank, given.alpha, given.targets)
+
     def adapts(self, stateful: bool) -> bool:
         """Whether a training from scratch or a stateful update trains the adapter, and not the whole model."""
         return stateful or self.freeze == "always"
@@ -66,6 +72,9 @@ class LoRA:
 @dataclass(frozen=True, kw_only=True)
 class NoAdapter:
     """Every update trains the whole model."""
+
+    def continues(self, parent: Mapping[str, Any]) -> bool:
+        return False
 
     def adapts(self, stateful: bool) -> bool:
         return False

@@ -14,7 +14,8 @@ NEW_CLASSES_SHARE = 0.05  # of the probability, at most, that all new classes to
 
 def last_linear(model: nn.Module) -> str | None:
     """Name of the linear layer that was registered last: the head of a classifier."""
-    return next((n for n, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
+    layers = (n for n, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear) and ".lora_" not in n)
+    return next(layers, None)
 
 
 def new_rows(model: nn.Module, name: str, old: Tensor, count: int) -> Tensor | None:

@@ -338,8 +338,7 @@ def _aligned_layers(parent: nn.Module, net: nn.Module) -> tuple[dict[str, str | 
         if chosen is None:
             raise UpdateError(
                 f"{name or 'the model'} had hidden layers of {widths} units and is to have {now}: surgery widens "
-                "layers and adds some behind the first, and removes neither; train from scratch, with the parent as "
-                "teacher if you like (method=lwf)"
+                "layers and adds some behind the first, and removes neither; train from scratch"
             )
         source = dict(zip(chosen, before.items(), strict=True))
         passed = 0

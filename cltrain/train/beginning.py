@@ -16,7 +16,7 @@ from cltrain.data.schema import Schema
 from cltrain.errors import UpdateError
 from cltrain.methods import MethodState
 from cltrain.methods.base import Named
-from cltrain.models.adapter import LoRA, NoAdapter, adapt, folded
+from cltrain.models.adapter import LoRA, NoAdapter, adapt
 from cltrain.models.build import build_model
 from cltrain.models.growth import copied, forgotten, grow_into, grown, padded, restarted, table_rows
 from cltrain.models.iteration import difference
@@ -31,7 +31,7 @@ from cltrain.models.surgery import (
 )
 from cltrain.train.state import State
 
-ANCHORS = ("anchor", "root")  # slots of what a parameter was, not of what it weighs
+ANCHORS = {"anchor", "root"}  # slots of what a parameter was, not of what it weighs
 PROBE_ROWS = 1_024
 SAME = 1e-5
 
@@ -71,7 +71,10 @@ def from_parent(
 ) -> Beginning:
     """Where `parent` ended, with the categories and classes that `rows` make new: without importance, and anchored
     where they start. Raises `UpdateError` where the parent cannot be continued."""
+    if parent.adapter is not None and not adapter.continues(parent.adapter):
+        parent = _unadapted(parent)
     encoder = extended(parent.encoder, rows, schema)
+    _warn_of_new_columns(parent, schema)
     net = build_model(model, encoder.spec)
     if not getattr(net, "supports_incremental", True):
         raise UpdateError(
@@ -81,7 +84,6 @@ def from_parent(
     again = table_rows(net, encoder.reused(parent.encoder), encoder.spec.cardinalities)
     weights, base = restarted(parent.weights, again), parent.base
     if not adapter.adapts(stateful=True):
-        weights, base = (weights, None) if parent.adapter is None else (folded(weights, parent.adapter["alpha"]), None)
         _grow(net, weights, parent, model)
     elif parent.adapter is None:
         base = weights
@@ -96,7 +98,7 @@ def from_parent(
         kept = {name: value for name, value in named.items() if name in like}
         if slot in ANCHORS:
             kept = copied(kept, {n: r for n, r in again.items() if n in kept}, {n: like[n].detach() for n in kept})
-            tensors[slot] = {n: grown(n, v, like[n].detach()) for n, v in kept.items()}
+            tensors[slot] = {n: grown(n, kept[n], p.detach()) if n in kept else p.detach() for n, p in like.items()}
         else:
             tensors[slot] = padded(forgotten(kept, again), like)
     return Beginning(
@@ -137,6 +139,8 @@ def by_surgery(
         slot: carry(plan, named, like, like if slot in ANCHORS else None)
         for slot, named in parent.method.tensors.items()
     }
+    for slot in ANCHORS & tensors.keys():
+        tensors[slot] = {name: tensors[slot].get(name, p.detach()) for name, p in like.items()}
     return Beginning(
         net=net,
         encoder=encoder,
@@ -158,6 +162,34 @@ def extended(encoder: Encoder, rows: pa.Table, schema: Schema) -> Encoder:
     if schema.columns.task != encoder.task:
         raise UpdateError(f"the parent was trained for {encoder.task}, not for {schema.columns.task}: recalibrate")
     return encoder.extended(rows)
+
+
+def _unadapted(parent: State) -> State:
+    """The same version as a whole model, for an adapter of other settings or for none."""
+    return dataclasses.replace(
+        parent,
+        weights=parent.served_weights,
+        base=None,
+        adapter=None,
+        optimizer={name: value for name, value in parent.optimizer.items() if ".lora_" not in name},
+        method=dataclasses.replace(
+            parent.method,
+            tensors={
+                slot: {name: value for name, value in named.items() if ".lora_" not in name}
+                for slot, named in parent.method.tensors.items()
+            },
+        ),
+    )
+
+
+def _warn_of_new_columns(parent: State, schema: Schema) -> None:
+    known = {f.name for f in parent.schema.features}
+    if fresh := [f.name for f in schema.features if f.name not in known]:
+        log.warning(
+            "%s came after the last training from scratch, and a stateful update does not read it: python -m "
+            "jobs.recalibrate transfer=surgery adds it to the model",
+            ", ".join(fresh[:5]),
+        )
 
 
 def _grow(net: nn.Module, weights: Mapping[str, Tensor], parent: State, model: Mapping[str, Any]) -> None:

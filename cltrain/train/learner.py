@@ -20,7 +20,7 @@ from cltrain.data.encoder import Encoder
 from cltrain.data.schema import Schema
 from cltrain.errors import ConfigError, UpdateError
 from cltrain.methods import Absorbed, Method, MethodState
-from cltrain.methods.base import CHUNK_ROWS, OUTPUTS
+from cltrain.methods.base import OUTPUTS
 from cltrain.models.adapter import LoRA, NoAdapter
 from cltrain.models.surgery import Carried
 from cltrain.records import LABEL, Cursor
@@ -28,7 +28,7 @@ from cltrain.train.beginning import by_surgery, extended, from_nothing, from_par
 from cltrain.train.checkpoint import Checkpoints
 from cltrain.train.engines.plain import Plain, Running
 from cltrain.train.loader import encode, place
-from cltrain.train.optimizer import make_optimizer
+from cltrain.train.optimizer import make_optimizer, slots
 from cltrain.train.passes import Passed, train_passes
 from cltrain.train.settings import Training
 from cltrain.train.state import State
@@ -82,18 +82,22 @@ class Learner:
                 f"{type(method).__name__} needs {', '.join(lacking)}, which {type(engine).__name__} lacks"
             )
         adapter = adapter or NoAdapter()
-        if parent is None:
+        if method.restarts:
+            remembered = method.admit(MethodState() if parent is None else parent.method, rows)
+            assert remembered.memory is not None
+            encoder = None if parent is None else extended(parent.encoder, rows, schema)
+            begun = from_nothing(remembered.memory, schema, model, adapter, encoder)
+            begun = dataclasses.replace(begun, remembered=remembered)
+        elif parent is None:
             begun = from_nothing(rows, schema, model, adapter)
-        elif method.restarts:
-            begun = from_nothing(rows, schema, model, NoAdapter(), extended(parent.encoder, rows, schema))
-            begun = dataclasses.replace(begun, remembered=parent.method)
         elif transfer is not None:
             begun = by_surgery(parent, rows, schema, model, transfer)
         else:
             begun = from_parent(parent, rows, schema, model, adapter)
             _warn_of_new_classes(begun.encoder.classes[len(parent.encoder.classes) :], method)
         running = engine.begin(begun.net, lambda module: make_optimizer(module, training))
-        running.load_optimizer(begun.optimizer)
+        if {key.split("/", 1)[0] for key in begun.optimizer} == slots(training):  # another optimizer starts afresh
+            running.load_optimizer(begun.optimizer)
         return cls(
             encoder=begun.encoder,
             schema=schema,
@@ -115,7 +119,6 @@ class Learner:
     def fit(self, rows: pa.Table, checkpoints: Checkpoints | None = None) -> Passed:
         """Train on labelled `rows`, pass after pass, and absorb them."""
         if self.method.restarts:
-            self.remembered = self.method.admit(self.remembered, rows)
             assert self.remembered.memory is not None
             rows = self.remembered.memory
         batch = encode(self.encoder, rows, self.training.memory_gib)
@@ -151,7 +154,7 @@ class Learner:
             return None
         batch = self.encoder(memory)
         if "outputs" in self.method.reads and OUTPUTS in memory.column_names:
-            batch = dataclasses.replace(batch, extra=_stored(memory.column(OUTPUTS), self.encoder.num_outputs))
+            batch = dataclasses.replace(batch, extra=stored_outputs(memory.column(OUTPUTS), self.encoder.num_outputs))
         return batch
 
     def absorb(self, rows: pa.Table, batch: Batch, state: MethodState, said: Tensor | None = None) -> None:
@@ -193,12 +196,8 @@ class Learner:
     def _outputs(self, batch: Batch) -> Tensor:
         """What the model says of rows now, (N, C)."""
         self.running.net.eval()
-        device = self.engine.device
         with torch.no_grad():
-            parts = [
-                self.running.module(**batch.rows(start, min(start + CHUNK_ROWS, len(batch))).to(device).inputs).float()
-                for start in range(0, len(batch), CHUNK_ROWS)
-            ]
+            parts = [self.running.module(**part.to(self.engine.device).inputs).float() for part in batch.chunks()]
         return torch.cat(parts).to(batch.target.device)
 
     def _require_finite(self, passed: Passed) -> None:
@@ -233,7 +232,7 @@ def _warn_of_new_classes(classes: tuple[str, ...], method: Method) -> None:
         )
 
 
-def _stored(column: pa.ChunkedArray, width: int) -> dict[str, Tensor]:
+def stored_outputs(column: pa.ChunkedArray, width: int) -> dict[str, Tensor]:
     """Lists of numbers as (N, width) float32, and which of them are there where some lists are shorter or null."""
     outputs, known = torch.zeros(len(column), width), torch.zeros(len(column), width, dtype=torch.bool)
     start = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch import Tensor
 from cltrain.batch import Batch
 from cltrain.data.schema import Schema
 from cltrain.errors import ConfigError
+from cltrain.memory.base import united
 from cltrain.methods import Method
 from cltrain.methods.base import OUTPUTS
+from cltrain.models.adapter import LoRA
 from cltrain.records import LABEL, Cursor
 from cltrain.seeding import torch_generator
 from cltrain.train.engines.plain import Plain
-from cltrain.train.learner import Learner, _stored, labelled
+from cltrain.train.learner import Learner, labelled, stored_outputs
 from cltrain.train.loader import Draw, Loader, encode, hide_categories
 from cltrain.train.settings import Training
 from cltrain.train.state import State
@@ -40,7 +42,7 @@ class Live:
     `ConfigError` then, and the errors of `train_update`.
     """
 
-    parent: State
+    parent: InitVar[State]
     method: Method
     training: Training
     seed: int = 0
@@ -49,12 +51,13 @@ class Live:
     _learner: Learner = field(init=False)
     _stepper: Stepper = field(init=False)
     _exemplars: pa.Table | None = field(init=False)
+    _reads: set[str] = field(init=False)
     _pending: list[pa.Table] = field(default_factory=list, init=False)
     _said: list[Tensor] = field(default_factory=list, init=False)
     _pending_rows: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, parent: State) -> None:
         name = type(self.method).__name__
         if self.method.restarts or not self.method.stateful:
             raise ConfigError(f"method={name} starts from fresh weights: it cannot be live")
@@ -63,22 +66,22 @@ class Live:
         if self.absorb_rows < 1:
             raise ConfigError(f"absorb_rows must be 1 or more, not {self.absorb_rows}")
         self._draws = torch_generator(self.seed, "live")
-        self._begin(self.parent, None)
+        self._updates = parent.updates + 1
+        self._begin(parent, None)
 
     def update(self, rows: pa.Table) -> Tensor:
         """Take a step on the labelled `rows` (several, where they are more than a batch). Returns the mean loss, a
         tensor that was not waited for."""
         rows = labelled(rows)
-        batch = self._learner.encoder(rows)
+        steps = -(-rows.num_rows // self.training.batch_size)
+        parts = torch.arange(rows.num_rows).tensor_split(steps)
+        batch, exemplars, places = self._encoded(rows, parts)
         if self._learner.encoder.task == "multiclass" and batch.target.max() >= self._learner.encoder.num_outputs:
             self._begin(self.state(NOWHERE), rows)  # a class that the model has no output for
-            batch = self._learner.encoder(rows)
-        steps = -(-len(batch) // self.training.batch_size)
-        parts = torch.arange(len(batch)).tensor_split(steps)
-        exemplars, places = self._rehearsed(parts)
+            batch, exemplars, places = self._encoded(rows, parts)
         loader = Loader(
             self._placed(batch),
-            exemplars,
+            None if exemplars is None else self._placed(exemplars),
             engine=self.engine,
             method=self.method,
             accumulate=self.training.accumulate,
@@ -93,7 +96,7 @@ class Live:
         self._calls += 1
         self._learner.steps += steps
         self._pending.append(rows)
-        self._pending_rows += len(batch)
+        self._pending_rows += rows.num_rows
         if self._pending_rows >= self.absorb_rows:
             self._absorb()
         return losses[0] if steps == 1 else torch.stack(losses).mean()
@@ -103,22 +106,25 @@ class Live:
         self._absorb()
         return self._learner.state(cursor)
 
-    def _rehearsed(self, parts: Sequence[Tensor]) -> tuple[Batch | None, list[Tensor | None]]:
-        """The exemplars that join the steps on `parts`, as tensors, and where in them those of each step are."""
-        memory = self._exemplars
-        if memory is None:
-            return None, [None] * len(parts)
-        drawn = [self.method.rehearse(len(part), memory.num_rows, self._draws) for part in parts]
+    def _encoded(self, rows: pa.Table, parts: Sequence[Tensor]) -> tuple[Batch, Batch | None, Sequence[Tensor | None]]:
+        """`rows` and the exemplars that join the steps on their `parts`, on the CPU; and where among the exemplars each
+        step has its own."""
+        memory, encoder = self._exemplars, self._learner.encoder
+        drawn = [None if memory is None else self._drawn(len(part), memory) for part in parts]
         found = [index for index in drawn if index is not None]
-        if not found:
-            return None, [None] * len(parts)
+        if memory is None or not found:
+            return encoder(rows), None, drawn
         taken = memory.take(pa.array(torch.cat(found).numpy()))
-        batch = self._learner.encoder(taken)
+        read = [name for name in rows.column_names if name in self._reads]
+        batch = encoder(united([rows.select(read), taken]))  # in one call, which costs less than two
+        new, old = batch.rows(0, rows.num_rows), batch.rows(rows.num_rows, len(batch))
         if OUTPUTS in taken.column_names:
-            extra = _stored(taken.column(OUTPUTS), self._learner.encoder.num_outputs)
-            batch = dataclasses.replace(batch, extra=extra)
-        order = iter(torch.arange(len(batch)).split([len(index) for index in found]))
-        return self._placed(batch), [None if index is None else next(order) for index in drawn]
+            old = dataclasses.replace(old, extra=stored_outputs(taken.column(OUTPUTS), encoder.num_outputs))
+        order = iter(torch.arange(len(old)).split([len(index) for index in found]))
+        return new, old, [None if index is None else next(order) for index in drawn]
+
+    def _drawn(self, rows: int, memory: pa.Table) -> Tensor | None:
+        return self.method.rehearse(rows, memory.num_rows, self._draws)
 
     def _placed(self, batch: Batch) -> Batch:
         return hide_categories(batch.to(self.engine.device), self.training.unknown_rate, self._draws)
@@ -152,17 +158,20 @@ class Live:
             training=self.training,
             seed=self.seed,
             engine=self.engine,
+            adapter=None if parent.adapter is None else LoRA(**parent.adapter),
         )
-        self._learner.updates = self.parent.updates + 1
+        self._learner.updates = self._updates
+        if rows is None:
+            self._learner.encoder = parent.encoder  # no rows came, so there is nothing to count
         self._resume()
 
     def _resume(self) -> None:
-        memory, wanted = self._learner.remembered.memory, {LABEL, *self._learner.encoder.names}
-        if "outputs" in self.method.reads:
-            wanted.add(OUTPUTS)
-        if memory is None or not memory.num_rows or not self.method.rehearses:
-            self._exemplars = None
-        else:
-            self._exemplars = memory.select([name for name in memory.column_names if name in wanted])
+        self._reads = {LABEL, *self._learner.encoder.names}
         self._stepper = self._learner.stepper()
         self._learner.running.module.train()
+        memory = self._learner.remembered.memory
+        if memory is None or not memory.num_rows or not self.method.rehearses:
+            self._exemplars = None
+            return
+        wanted = self._reads | ({OUTPUTS} if "outputs" in self.method.reads else set())
+        self._exemplars = memory.select([name for name in memory.column_names if name in wanted])

@@ -30,15 +30,28 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
     groups = [g for g in groups if g["params"]]
     settings: dict[str, Any] = {"lr": training.learning_rate, **training.optimizer_settings}
     if training.optimizer in KNOWN:
-        settings["fused"] = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
+        fits = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
+        settings.setdefault("fused", fits)
     try:
         return _factory(training.optimizer)(groups, **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.optimizer={training.optimizer} cannot be made with {settings}: {error}") from error
 
 
+def slots(training: Training) -> frozenset[str]:
+    """Names of the tensors that the optimizer keeps for a parameter, such as exp_avg."""
+    with torch.random.fork_rng([]):
+        probe = nn.Linear(1, 1)
+    optimizer = make_optimizer(probe, training)
+    for parameter in probe.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return frozenset(slot for slot, value in optimizer.state[probe.weight].items() if value is not None)
+
+
 def step_size(optimizer: torch.optim.Optimizer) -> float | None:
-    """The learning rate of an optimizer whose step is that times the gradient, and None of any other."""
+    """The learning rate of SGD, whose step is that times the gradient (or, with momentum, follows it), and None of any
+    other optimizer."""
     return optimizer.param_groups[0]["lr"] if isinstance(optimizer, torch.optim.SGD) else None
 
 

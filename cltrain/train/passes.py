@@ -157,9 +157,12 @@ class Best:
         """Look at the model as it is now; how many looks in a row were no better than the best one?"""
         running, engine = self.stepper.running, self.stepper.engine
         running.net.eval()
+        total = torch.zeros((), device=engine.device)
         with torch.no_grad():
-            losses = row_losses(self.stepper.task, running.module(**self.share.inputs), self.share.target)
-            loss = engine.sum((losses * self.share.weight).sum()).item()
+            for part in self.share.chunks():
+                losses = row_losses(self.stepper.task, running.module(**part.inputs), part.target)
+                total += (losses * part.weight).sum()
+        loss = engine.sum(total).item()
         if loss < self.loss:
             self.loss, self.passes = loss, 0
             self.weights, self.optimizer = running.weights(), running.optimizer_tensors()

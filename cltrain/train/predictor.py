@@ -18,8 +18,6 @@ from cltrain.storage import Storage
 from cltrain.task import predictions, row_losses
 from cltrain.train.state import State, load_state
 
-ROWS_AT_ONCE = 16_384
-
 
 @dataclass(frozen=True)
 class Predictor:
@@ -51,10 +49,7 @@ class Predictor:
         """Raw outputs (N, outputs) for a table of events, and the table as tensors."""
         batch = self.state.encoder(table)
         with torch.inference_mode():
-            parts = [
-                self.model(**{name: value[start : start + ROWS_AT_ONCE] for name, value in batch.inputs.items()})
-                for start in range(0, len(batch), ROWS_AT_ONCE)
-            ]
+            parts = [self.model(**part.inputs) for part in batch.chunks()] if len(batch) else []
         return torch.cat(parts) if parts else torch.empty(0, self.state.encoder.num_outputs), batch
 
     def score(self, table: pa.Table) -> Scores:

@@ -24,11 +24,13 @@ class Training:
     is refused without `per_sample`: it costs as much as one of hundreds.
     accumulate: parts that a batch is passed in, one after another, to save memory.
     optimizer: adamw (Loshchilov and Hutter 2019), adam, sgd, or package.Optimizer of your own, with
-    `optimizer_settings` such as {momentum: 0.9}. weight_decay: of matrices, not of biases or embeddings.
+    `optimizer_settings`, such as
+    `+train.stateful.optimizer_settings={momentum: 0.9}`. weight_decay: of matrices, not of biases or embeddings.
     schedule: constant, linear down to 0, or cosine down to 5 %, after `warmup`, a share of all steps, has led up to
     `learning_rate`. max_grad_norm: of the whole gradient, the penalty's part included.
     precision: bfloat16 runs the forward and backward pass in mixed precision; weights and optimizer stay float32.
-    compile: off, or the mode of `torch.compile`; reduce-overhead takes CUDA graphs on a GPU.
+    compile: off, or the mode of `torch.compile`, which takes seconds in each update; reduce-overhead takes CUDA graphs
+    on a GPU.
     unknown_rate: share of categories that are hidden, so that the unknown one comes to mean "some category".
     validation_share: of the rows, kept aside to stop early: the weights of the best pass are kept, and training ends
     after `patience` passes without a better one (more where passes are short). 0 trains on all rows for all passes.
@@ -72,6 +74,9 @@ class Training:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"train.{name} must be above 0, not {value}")
+        if taken := sorted({"lr", "weight_decay"} & set(self.optimizer_settings)):
+            given = {"lr": "train.learning_rate", "weight_decay": "train.weight_decay"}[taken[0]]
+            raise ConfigError(f"train.optimizer_settings has {taken[0]}, which is {given}: set that")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"train.weight_decay must be 0 or more, not {self.weight_decay}")
         for name in ("schedule", "precision", "compile", "rows_on"):

@@ -52,6 +52,7 @@ def test_the_last_line_is_the_path_of_the_summary(small: Callable[..., dict[str,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["train.stateful.optimizer_settings={momentum: 0.9}"], "is a mapping, to which entries are added: +train"),
         (["window.evry=3d"], "window.evry: there is no such setting; did you mean window.every?"),
         (["trigger=nope"], "Available options in 'trigger': manual"),
         (["data=parquet"], "data.event_time, data.label, data.path is not set"),

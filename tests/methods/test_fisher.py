@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cltrain.batch import Batch
-from cltrain.methods.fisher import squared_gradient_sum
+from cltrain.methods.fisher import _of_linear_layers, squared_gradient_sum
 from cltrain.task import row_losses
 
 
@@ -108,3 +108,30 @@ def test_frozen_parameters_are_left_out() -> None:
     model = Net(1)
     model.linear.weight.requires_grad_(False)
     assert "linear.weight" not in squared_gradient_sum(model, "binary", rows(4, "binary"))
+
+
+class Linears(nn.Module):
+    """With `shared` the second layer is called twice; with `tied` its weight is used outside of it as well."""
+
+    def __init__(self, shared: bool = False, tied: bool = False) -> None:
+        super().__init__()
+        self.shared, self.tied = shared, tied
+        self.first, self.second, self.head = nn.Linear(3, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 3)
+
+    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(torch.relu(self.first(numeric)))
+        if self.shared:
+            hidden = self.second(hidden)
+        if self.tied:
+            hidden = hidden @ self.second.weight
+        return self.head(torch.tanh(hidden))
+
+
+@pytest.mark.parametrize("settings", [{}, {"shared": True}, {"tied": True}])
+def test_linear_layers_take_the_short_way_only_where_it_is_right(settings: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model, batch = Linears(**settings), rows(50, "multiclass")
+    assert (_of_linear_layers(model, "multiclass", batch) is None) == bool(settings)
+    found = squared_gradient_sum(model, "multiclass", batch)
+    for name, expected in in_a_loop(model, "multiclass", batch).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)

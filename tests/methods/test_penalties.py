@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cltrain.batch import Batch
 from cltrain.errors import ConfigError
-from cltrain.methods import EWC, L2SP, MAS, SI, Absorbed, MethodState
+from cltrain.methods import EWC, L2SP, MAS, SI, Absorbed, Combined, MethodState
 from cltrain.methods.penalty import pull_to
 from cltrain.train.predictor import Predictor
 from cltrain.train.settings import Training
@@ -126,3 +126,17 @@ def test_the_input_is_left_alone() -> None:
 def test_ranges(make: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_si_looks_at_the_gradient_of_the_loss_alone() -> None:
+    training = Training(batch_size=16, learning_rate=1e-2, epochs=2)
+    states = []
+    for names in (("ewc", "si"), ("si", "ewc")):
+        parts = {name: EWC(strength=1e3) if name == "ewc" else SI(strength=0.0) for name in names}
+        method = Combined(parts=parts)
+        parent = update(events(100), None, method, training).state
+        states.append(update(events(80, seed=1, turn=1.0), parent, method, training).state)
+    for name, value in states[0].method.tensors["si"].items():
+        assert torch.equal(value, states[1].method.tensors["si"][name])
+    with pytest.raises(ConfigError, match="EWC twice"):
+        Combined(parts={"a": EWC(), "b": EWC()})

@@ -117,6 +117,8 @@ def test_gdumb_trains_on_its_memory_alone() -> None:
     assert second.state.method.memory_rows == 64
     fresh = update(events(300, seed=1), first.state, method, LONG)
     assert_same(second.state, fresh.state)
+    with pytest.raises(ConfigError, match=r"memory\.capacity_rows 1 or more"):
+        GDumb(memory=Reservoir(capacity_rows=0))
     with pytest.raises(ConfigError, match="LossWeighted needs a model"):
         GDumb(memory=LossWeighted())
     with pytest.raises(ConfigError, match="nothing combines with it"):
@@ -162,3 +164,16 @@ def test_new_classes_with_rehearsal_are_fine(caplog: pytest.LogCaptureFixture) -
     parent = update(events(80, "multiclass"), None, Replay(), LONG, "multiclass").state
     update(relabelled(events(60, "multiclass", seed=1), ["new"] * 60), parent, Replay(), LONG, "multiclass")
     assert not caplog.records
+
+
+def test_the_outputs_count_in_the_bytes_of_a_memory() -> None:
+    method = DERpp(memory=Reservoir(capacity_bytes=5_000))
+    state = update(events(200, "multiclass"), None, method, LONG, "multiclass").state
+    assert 0 < state.method.memory.nbytes <= 1.1 * 5_000
+    assert state.method.memory.column(OUTPUTS).null_count == 0
+
+
+def test_a_small_ratio_still_replays() -> None:
+    drawn = Replay(ratio=0.01).rehearse(16, 50, torch.Generator())
+    assert drawn is not None
+    assert len(drawn) == 1

@@ -11,7 +11,7 @@ import torch
 
 from cltrain.data.schema import Feature, Schema
 from cltrain.errors import UpdateError
-from cltrain.methods import EWC, SI, Combined, LwF, Method, Replay
+from cltrain.methods import EWC, L2SP, SI, Combined, LwF, Method, Replay
 from cltrain.models.adapter import LoRA
 from cltrain.storage import Storage
 from cltrain.train.beginning import by_surgery
@@ -134,3 +134,37 @@ def test_a_model_with_weights_of_its_own_is_adapted_from_the_start() -> None:
     child = update(events(60, seed=1), root.state, REPLAY_EWC, adapter=always)
     assert child.parameters == root.parameters
     assert set(tensors(child.state)) >= {"fisher/head.weight", "anchor/head.weight"}
+
+
+@pytest.mark.parametrize("other", [LoRA(rank=2, alpha=64.0), LoRA(rank=3), LoRA(rank=2, targets=("body.0",)), None])
+def test_an_adapter_of_other_settings_changes_no_output_at_first(other: LoRA | None) -> None:
+    parent = update(events(100), None, REPLAY_EWC).state
+    adapted = update(events(60, seed=1), parent, REPLAY_EWC, LONG, adapter=LORA).state
+    still = Training(batch_size=16, learning_rate=1e-12, optimizer="sgd")
+    child = update(events(60, seed=2), adapted, REPLAY_EWC, still, adapter=other).state
+    assert outputs(child, events(50)) == pytest.approx(outputs(adapted, events(50)), abs=1e-5)
+
+
+@pytest.mark.parametrize("names", [("sgd", "adamw"), ("adamw", "sgd"), ("adamw", "torch.optim.Adagrad")])
+def test_another_optimizer_starts_afresh(names: tuple[str, str]) -> None:
+    first, second = (Training(batch_size=16, learning_rate=1e-3, optimizer=name) for name in names)
+    parent = update(events(100), training=first).state
+    child = update(events(60, seed=1), parent, training=second).state
+    fresh = update(events(60, seed=1), training=second).state
+    assert {k.split("/")[0] for k in child.optimizer} == {k.split("/")[0] for k in fresh.optimizer}
+
+
+def test_a_column_that_came_later_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    parent = update(events(100)).state
+    wider = Schema(columns=schema().columns, features=(*schema().features, Feature(name="sensor", kind="numeric")))
+    rows = events(60, seed=1).append_column("sensor", pa.array(np.ones(60)))
+    update(rows, parent, described=wider)
+    assert "sensor came after" in caplog.text
+    assert "transfer=surgery" in caplog.text
+
+
+def test_an_anchor_is_there_for_every_parameter_after_surgery() -> None:
+    """A piece of an engine may hold several parameters: those without an anchor would be pulled to 0."""
+    parent = update(events(100), None, L2SP()).state
+    begun = by_surgery(parent, events(60, seed=1), schema(), MODEL | {"hidden": [8, 8]}, {})
+    assert begun.remembered.tensors["anchor"].keys() == dict(begun.net.named_parameters()).keys()

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from cltrain.errors import ConfigError, UpdateError
-from cltrain.methods import EWC, SI, Combined, DERpp, Finetune, FromScratch, GDumb, Method, Replay
+from cltrain.methods import AGEM, EWC, SI, Combined, DERpp, Finetune, FromScratch, GDumb, LwF, Method, Replay
+from cltrain.methods.base import OUTPUTS
+from cltrain.records import EVENT_ID
 from cltrain.train.live import Live
 from cltrain.train.predictor import Predictor
 from cltrain.train.settings import Training
+from cltrain.train.step import Rows, Stepper
 from tests.train.made import CURSOR, events, relabelled, tensors, update
 
 TRAINING = Training(batch_size=64, learning_rate=1e-2, unknown_rate=0.0)
@@ -67,6 +70,52 @@ def test_new_categories_and_classes_join() -> None:
     assert state.method.memory_rows == 428
 
 
+def test_it_begins_again_only_where_the_inputs_of_the_model_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = update(events(300), training=TRAINING).state
+    begun: list[object] = []
+    begin = Live._begin
+    monkeypatch.setattr(Live, "_begin", lambda self, *args: (begun.append(self), begin(self, *args))[1])
+    live = Live(parent=parent, method=Finetune(), training=TRAINING, absorb_rows=64)
+    live.update(events(64, seed=1))
+    live.update(events(64, seed=2))
+    assert len(begun) == 1
+    assert live.state(CURSOR).encoder.categorical[-1].extensions == parent.encoder.categorical[-1].extensions + 2
+    live.update(events(64, seed=3, shops="xyz"))
+    assert len(begun) == 2
+    assert set(live.state(CURSOR).encoder.categorical[-1].categories) == set("abcxyz")
+
+
+def test_outputs_are_those_of_when_a_row_was_learned() -> None:
+    parent = update(events(100), None, DERpp(), TRAINING).state
+    rows = events(64, seed=1)
+    live = Live(parent=parent, method=DERpp(), training=TRAINING)
+    before = Predictor.of(parent).outputs(rows)[0]
+    live.update(rows)
+    live.update(events(64, seed=2))
+    memory = live.state(CURSOR).method.memory
+    assert memory is not None
+    held = dict(zip(memory.column(EVENT_ID).to_pylist(), memory.column(OUTPUTS).to_pylist(), strict=True))
+    found = torch.tensor([held[event] for event in rows.column(EVENT_ID).to_pylist()])
+    torch.testing.assert_close(found, before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [Replay(ratio=1.0), DERpp(), AGEM()])
+def test_each_step_of_many_rows_rehearses_its_share(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = update(events(300), None, method, TRAINING).state
+    live = Live(parent=parent, method=method, training=TRAINING)
+    asked: list[tuple[int, int]] = []
+    step = Stepper.step
+
+    def watched(self: Stepper, rows: Rows) -> torch.Tensor:
+        beside = 0 if rows.reference is None else len(rows.reference[0])
+        asked.append((rows.parts[0].fresh, len(rows.parts[0].batch) - rows.parts[0].fresh + beside))
+        return step(self, rows)
+
+    monkeypatch.setattr(Stepper, "step", watched)
+    live.update(events(150, seed=1))
+    assert asked == [(50, 50)] * 3
+
+
 def test_the_parent_is_left_alone() -> None:
     parent = update(events(200), method=SI(), training=TRAINING).state
     before = {n: v.clone() for n, v in tensors(parent).items()}
@@ -85,7 +134,7 @@ def test_many_rows_are_several_steps() -> None:
 
 def test_what_cannot_be_live_is_refused() -> None:
     parent = update(events(60), training=TRAINING).state
-    for method in (FromScratch(), GDumb()):
+    for method in (FromScratch(), GDumb(), LwF()):
         with pytest.raises(ConfigError, match="cannot be live"):
             Live(parent=parent, method=method, training=TRAINING)
     with pytest.raises(ConfigError, match="absorb_rows"):
