@@ -251,7 +251,7 @@ def test_a_corrupt_file_is_set_aside_and_named(small: Small, tmp_path: Path) -> 
         (["method=agem", "engine=deepspeed"], "AGEM needs gradients"),
         (["engine=deepspeed", "train.stateful.compile=default"], "train.stateful.compile=default needs engine=ddp"),
         (["train.stateful.optimizer=sgdx"], "train.optimizer=sgdx must be one of adamw"),
-        (["+train.stateful.optimizer_settings={lr: 1}"], "which is train.learning_rate: set that"),
+        (["+train.stateful.optimizer_settings={lr: 1}"], "which is train.stateful.learning_rate: set that"),
         (["engine=fsdp"], "engine=FSDPEngine trains on a group of workers: set cluster.workers"),
         (["model=cnn"], "model=cnn"),
         (["gate.floor=high"], "gate.floor='high' must be a number"),
