@@ -177,13 +177,12 @@ def visits_of(settings: Mapping[str, Any], stateful: bool) -> Callable[[int], in
     method: Method = build(settings["method"], "method")
 
     def visits(rows: int) -> int:
-        first, newest = legs(rows, stateful and method.stateful)
+        first, newest = legs(rows, stateful and method.stateful and not method.restarts)
         total = _passes(training["stateless"], first)
         if newest:
-            learned = first + newest if method.restarts else newest
-            size = training["stateful"].plan(learned)[0]
+            size = training["stateful"].plan(newest)[0]
             old = method.rehearse(size, rows, torch.Generator().manual_seed(0))
-            total += math.ceil(_passes(training["stateful"], learned) * (1 + (0 if old is None else len(old)) / size))
+            total += math.ceil(_passes(training["stateful"], newest) * (1 + (0 if old is None else len(old)) / size))
         return total
 
     return visits

@@ -106,7 +106,7 @@ def _trained(work: Mapping[str, Any], settings: Mapping[str, Any], of_rows: int)
     known, newest = _split(work["root"], work["snapshot"], work["validation_share"])
     method: Method = build(settings["method"], "method")
     known = sample(known, of_rows)
-    first, _ = legs(of_rows, work["stateful"] and method.stateful)
+    first, _ = legs(of_rows, work["stateful"] and method.stateful and not method.restarts)
     engine = AutoEngine().here(torch.device(work["device"]))
     state: State | None = None
     visits = 0
