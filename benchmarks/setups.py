@@ -1,9 +1,10 @@
 """What is trained in each stream, and what others have published of the same: `python benchmarks/run.py streams`.
 
-Strengths differ between definitions of importance, and that of DER with when outputs enter the memory. They are our own
-where `CHOSEN` has them: the best of `GRIDS` in the final average accuracy on 10,000 rows of the training set, held out
-from training, with another seed than those that are reported (`--choose`). No test row had a part in it. All else is as
-in the publication that a set-up names.
+Strengths of penalties differ between definitions of importance, so they are our own. Those in `CHOSEN` are the best of
+`GRIDS` in the final average accuracy on 10,000 rows of the training set, held out from training, with another seed than
+those that are reported (`--choose`). Those in `ROUGH` were chosen so among few, or not at all, and those of
+permuted10-wide not at all. All else is as in the publication that a set-up names, and where that leaves it open as in
+its code. Hsu et al. give 55 to 63 % for fine-tuning on split-domain: that is not measured against.
 """
 
 from __future__ import annotations
@@ -20,13 +21,11 @@ BUZZEGA = "Buzzega et al. 2020"
 HSU = "Hsu et al. 2018"
 VAN_DE_VEN = "van de Ven and Tolias 2019"
 GRIDS: dict[type[Method], tuple[str, tuple[float, ...]]] = {
-    EWC: ("strength", (10.0, 100.0, 1_000.0, 10_000.0)),
-    SI: ("strength", (0.1, 1.0, 10.0, 100.0)),
-    MAS: ("strength", (0.1, 1.0, 10.0, 100.0)),
+    EWC: ("strength", (1.0, 3.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)),
+    SI: ("strength", (0.01, 0.03, 0.1, 1.0, 10.0, 100.0)),
+    MAS: ("strength", (0.01, 0.03, 0.1, 1.0, 10.0, 100.0)),
     LwF: ("strength", (0.1, 0.3, 1.0, 3.0)),
-    L2SP: ("strength", (0.001, 0.01, 0.1, 1.0)),
-    DER: ("alpha", (0.1, 0.3, 0.5, 1.0)),
-    DERpp: ("alpha", (0.1, 0.3, 0.5, 1.0)),
+    L2SP: ("strength", (0.001, 0.01, 0.1)),
 }
 
 
@@ -75,20 +74,21 @@ def plain(**settings: Any) -> Training:
     return Training(weight_decay=0.0, max_grad_norm=None, unknown_rate=0.0, **settings)
 
 
-def rehearsing(memory: Memory) -> dict[str, Method]:
+def rehearsing(memory: Memory, alpha: float = 1.0, both: tuple[float, float] = (1.0, 0.5)) -> dict[str, Method]:
+    """ER, DER with `alpha`, and DER++ with `both` alpha and beta."""
     rows = memory.capacity_rows
     return {
         f"er{rows}": Replay(ratio=1.0, memory=memory),
-        f"der{rows}": DER(alpha=ALPHA, memory=memory),
-        f"derpp{rows}": DERpp(alpha=ALPHA, beta=1.0, memory=memory),
+        f"der{rows}": DER(alpha=alpha, memory=memory),
+        f"derpp{rows}": DERpp(alpha=both[0], beta=both[1], memory=memory),
     }
 
 
 def buzzega(kind: str, tasks: int, methods: Mapping[str, Method], **more: Any) -> Setup:
     """784-100-100-10, SGD, one epoch, 128 new rows and 128 of the memory in a batch, pixels in [0, 1]. The learning
-    rate is 0.2, and that of DER++ with 200 rows 0.1."""
+    rate is 0.2, and that of DER++ with 200 rows 0.1. GDumb takes as many steps as the others."""
     sgd = plain(optimizer="sgd", learning_rate=0.2, batch_size=128)
-    trainings = {"derpp200": replace(sgd, learning_rate=0.1)}
+    trainings = {"derpp200": replace(sgd, learning_rate=0.1), "gdumb500": replace(sgd, min_steps=469)}
     return Setup(
         kind=kind,
         tasks=tasks,
@@ -137,22 +137,24 @@ def split(kind: str, published: Mapping[str, Published], strengths: Mapping[str,
         model={"_target_": f"benchmarks.models.{model}", "hidden": [400, 400], "padded": True},
         training=adam,
         methods=methods,
-        trainings={name: halved for name, method in methods.items() if name.startswith(("er", "der", "agem"))},
+        trainings={name: halved for name in methods if name.startswith(("er", "der", "agem"))}
+        | {"gdumb1100": replace(adam, min_steps=376)},
         published=published,
     )
 
 
-ALPHA = 0.3  # of DER and DER++: chosen on permuted20 with 500 rows
-GRADUAL = {"ewc": 100.0, "si": 1.0, "mas": 1.0, "lwf": 1.0, "l2sp": 0.1}
+CHOSEN = {"ewc": 10.0, "si": 0.03, "mas": 0.01, "lwf": 1.0, "l2sp": 0.01}  # on permuted10
+# On split-task, and among few: 100 to 100,000 for ewc, 1 and 10 for si, 1 and 3 for lwf; the others nobody chose.
+ROUGH = {"ewc": 100_000.0, "si": 10.0, "mas": 1.0, "lwf": 3.0, "l2sp": 0.1}
 SETUPS = {
     "permuted20": buzzega(
         "permuted",
         20,
         {
             "finetune": Finetune(),
-            **rehearsing(reservoir(200)),
-            **rehearsing(reservoir(500)),
-            **rehearsing(reservoir(5_120)),
+            **rehearsing(reservoir(200), 1.0, (1.0, 1.0)),
+            **rehearsing(reservoir(500), 1.0, (1.0, 0.5)),
+            **rehearsing(reservoir(5_120), 0.5, (0.5, 1.0)),
         },
         published=table(
             BUZZEGA,
@@ -173,9 +175,9 @@ SETUPS = {
         20,
         {
             "finetune": Finetune(),
-            **rehearsing(reservoir(200)),
-            **rehearsing(reservoir(500)),
-            **rehearsing(reservoir(5_120)),
+            **rehearsing(reservoir(200), 1.0, (1.0, 0.5)),
+            **rehearsing(reservoir(500), 0.5, (0.5, 1.0)),
+            **rehearsing(reservoir(5_120), 0.5, (0.5, 0.5)),
         },
         published=table(
             BUZZEGA,
@@ -188,24 +190,24 @@ SETUPS = {
             derpp5120=94.7,
         ),
     ),
-    "permuted10": buzzega("permuted", 10, everything(reservoir(500), **GRADUAL)),
-    "rotated10": buzzega("rotated", 10, everything(reservoir(500), **GRADUAL)),
+    "permuted10": buzzega("permuted", 10, everything(reservoir(500), **CHOSEN)),
+    "rotated10": buzzega("rotated", 10, everything(reservoir(500), **CHOSEN)),
     "split-task": split(
         "split-task",
         table(HSU, ewc=97.7, si=98.6, mas=99.2, lwf=99.6, er1100=99.4, er4400=99.4),
-        GRADUAL,
+        ROUGH,
     ),
     "split-domain": split(
         "split-domain",
-        table(HSU, finetune=55.0, ewc=58.9, si=64.8, lwf=71.0, er1100=95.2, er4400=97.1),
-        GRADUAL,
+        table(HSU, ewc=58.9, si=64.8, lwf=71.0, er1100=95.2, er4400=97.1),
+        ROUGH,
     ),
     "split-class": split(
         "split-class",
         table(HSU, finetune=19.7, ewc=19.8, si=19.7, er1100=(90.8, 0.9), er4400=(95.6, 0.5)),
-        GRADUAL,
+        ROUGH,
     ),
-    # 1024-1000-1000-10, Adam, batch 128, 5,000 steps a task (here 11 passes, 5,159 steps): hours on a CPU.
+    # 1024-1000-1000-10, Adam, batch 128, 5,000 steps a task (here 11 passes, 5,159 steps).
     "permuted10-wide": Setup(
         kind="permuted",
         tasks=10,

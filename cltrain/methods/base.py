@@ -198,6 +198,10 @@ class Method:
         """State after the memory has taken in `rows`, asked before training of a method that `restarts`."""
         return state
 
+    def staying(self, state: MethodState, rows: pa.Table) -> Tensor | None:
+        """Which of the `rows` of an update it rehearses too, once they were learned: (K,) int64 indices, or None."""
+        return None
+
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
         """State to remember when the update has ended, the same on every rank; `state` itself is not altered. Its
         tensors are whole here, by parameter name."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -96,6 +97,9 @@ class Combined(Method):
 
     def project(self, gradients: Named, reference: Named, total: Callable[[Tensor], Tensor]) -> None:
         self._rehearser.project(gradients, reference, total)
+
+    def staying(self, state: MethodState, rows: pa.Table) -> Tensor | None:
+        return self._rehearser.staying(state, rows)
 
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
         for part in self.parts.values():

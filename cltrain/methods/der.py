@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,7 +25,9 @@ class DER(Replay):
     (eq. 6). Both are taken of the same draw, where the paper draws twice.
 
     The memory holds, in the column `_outputs`, what the model said of a row when it last learned from it, in
-    mid-training. (What it says when the update ends is further from 0, and harder to keep: docs/experiments.md.)
+    mid-training. The rows of an update that the memory will keep are rehearsed once they were learned, as in the paper:
+    that keeps the outputs near 0, and easy to keep (docs/experiments.md). A memory that asks the model which rows to
+    keep does not know them in time.
     """
 
     ratio: float = 1.0
@@ -55,6 +58,13 @@ class DER(Replay):
         if known is not None:  # a class that was not known then does not count
             distance = distance * known / known.mean(1, keepdim=True).clamp(min=1e-12)
         return {"outputs": self.alpha * joined.mean_old(distance.mean(1))}
+
+    def staying(self, state: MethodState, rows: pa.Table) -> Tensor | None:
+        if self.memory.sees:
+            return None
+        kept = self.memory.admit(state.memory, rows)
+        place = pc.index_in(kept.column(EVENT_ID), value_set=rows.column(EVENT_ID).combine_chunks())
+        return torch.tensor(np.asarray(place.drop_null()), dtype=torch.int64)
 
     def absorb(self, state: MethodState, absorbed: Absorbed) -> MethodState:
         said = dataclasses.replace(absorbed, rows=_with_outputs(absorbed.rows, absorbed))

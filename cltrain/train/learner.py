@@ -129,7 +129,17 @@ class Learner:
         if exemplars is not None:
             exemplars = exemplars if ahead else exemplars.to(self.engine.device)
         stepper = self.stepper()
-        passed = train_passes(stepper, batch, exemplars, self.training, self.seed, ahead=ahead, checkpoints=checkpoints)
+        passed = train_passes(
+            stepper,
+            batch,
+            exemplars,
+            self.training,
+            self.seed,
+            staying=self.method.staying(self.remembered, rows),
+            num_outputs=self.encoder.num_outputs,
+            ahead=ahead,
+            checkpoints=checkpoints,
+        )
         self._require_finite(passed)
         self.steps += passed.steps
         self.absorb(rows, batch, stepper.state, passed.said)

@@ -14,6 +14,7 @@ from cltrain.task import row_losses
 from cltrain.train.checkpoint import Checkpoint, Checkpoints
 from cltrain.train.engines.plain import Named
 from cltrain.train.loader import Draw, Loader, hide_categories
+from cltrain.train.pool import Pool
 from cltrain.train.settings import Training
 from cltrain.train.step import Stepper
 
@@ -37,6 +38,8 @@ def train_passes(
     training: Training,
     seed: int,
     *,
+    staying: Tensor | None = None,
+    num_outputs: int = 0,
     ahead: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Passed:
@@ -45,6 +48,7 @@ def train_passes(
     All ranks draw the same rows and each then takes its share, so that two ranks do what one does. Every use of chance
     in a pass has a generator of its own, so that a method which rehearses nothing takes the very steps of one that does
     not rehearse, and so that a pass can be taken up in its middle. `ahead` says that the rows are not on the device.
+    `staying`: indices of rows that are rehearsed too, once they were learned (see `Pool`).
     """
     net, device = stepper.running.net, stepper.engine.device
     shuffled = torch.randperm(len(rows), generator=torch_generator(seed, "shuffle")).to(rows.target.device)
@@ -56,16 +60,22 @@ def train_passes(
     steps = visited = replayed = begin = skip = 0
     loss_sum = torch.zeros((), device=device)
     said: Tensor | None = None
+    pool = Pool(exemplars, rows, staying, _order(learned, seed, 0), num_outputs)
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         begin, skip, steps, visited, replayed = saved.epoch, saved.step, saved.steps, saved.rows, saved.replayed
         loss_sum = saved.own["loss"].to(device)
         said = saved.tensors["said"].to(device) if "said" in saved.tensors else None
         _restore(stepper, saved, best)
+        if pool.outputs is not None:
+            pool.outputs.copy_(saved.tensors["pool"])
     for epoch in range(begin, epochs):
         stepper.running.module.train()
-        said = said if skip else None
+        if said is not None and not skip:
+            if pool.outputs is not None:
+                pool.outputs.copy_(_of_all_ranks(said, stepper)[pool.staying.to(device)])
+            said = None
         seen = hide_categories(rows, training.unknown_rate, torch_generator(seed, "hide", epoch))
-        old = exemplars
+        old = pool.batch
         if old is not None:
             old = hide_categories(old, training.unknown_rate, torch_generator(seed, "hide exemplars", epoch))
         loader = Loader(
@@ -77,20 +87,24 @@ def train_passes(
             ahead=ahead,
             seed=seed,
         )
-        draws = list(_draws(stepper, learned, exemplars, steps_per_pass, seed, epoch))[skip:]
+        every_draw = list(_draws(stepper, learned, pool, steps_per_pass, seed, epoch))
+        draws, before = every_draw[skip:], sum(len(draw.new) for draw in every_draw[:skip])
         batches = loader.batches(draws)
         for step, draw in enumerate(draws, skip + 1):
             stepper.running.set_learning_rate(training.learning_rate_at(steps / (epochs * steps_per_pass)))
             loss_sum += stepper.step(next(batches))  # held by nothing here: the next batch takes its place in memory
             if stepper.said:
                 said = _recorded(said, stepper, draw.new.to(device), len(rows))
+                if not epoch and pool.outputs is not None:
+                    pool.record(before, _of_all_ranks(said[draw.new.to(device)], stepper))
+            before += len(draw.new)
             rehearsed = 0 if draw.old is None else len(draw.old)
             visited += len(draw.new) + rehearsed
             replayed += rehearsed
             steps += 1
             if checkpoints is not None and checkpoints.due(steps):
                 numbers = {"epoch": epoch, "step": step, "steps": steps, "rows": visited, "replayed": replayed}
-                checkpoints.save(_checkpoint(stepper, best, loss_sum, said, numbers))
+                checkpoints.save(_checkpoint(stepper, best, loss_sum, said, pool, numbers))
         skip = 0
         if best is not None and best.passes_since() >= training.passes_without_gain(epochs):
             break
@@ -102,7 +116,7 @@ def train_passes(
         rows=visited,
         replayed=replayed,
         loss=stepper.engine.sum(loss_sum).item() / steps,
-        said=said if said is None or stepper.engine.world == 1 else _of_all_ranks(said, stepper),
+        said=None if said is None else _of_all_ranks(said, stepper),
     )
 
 
@@ -116,21 +130,28 @@ def _recorded(said: Tensor | None, stepper: Stepper, index: Tensor, rows: int) -
 
 
 def _of_all_ranks(said: Tensor, stepper: Stepper) -> Tensor:
+    if stepper.engine.world == 1:
+        return said
     known = stepper.engine.sum((~said.isnan()).float())
     return torch.where(known > 0, stepper.engine.sum(said.nan_to_num()) / known, torch.nan)
 
 
-def _draws(
-    stepper: Stepper, learned: Tensor, exemplars: Batch | None, steps: int, seed: int, epoch: int
-) -> Iterator[Draw]:
+def _draws(stepper: Stepper, learned: Tensor, pool: Pool, steps: int, seed: int, epoch: int) -> Iterator[Draw]:
     """The batches of one pass."""
     device = learned.device
-    order = learned[torch.randperm(len(learned), generator=torch_generator(seed, "shuffle", epoch)).to(device)]
+    order = _order(learned, seed, epoch)
     rehearse = torch_generator(seed, "rehearse", epoch)
-    remembered = 0 if exemplars is None else len(exemplars)
+    known = [0, 0]  # rows that were learned before the step ahead of this one, and before this one
     for number, new in enumerate(order.tensor_split(steps)):
+        remembered = pool.size(epoch, known[0])
+        known = [known[1], known[1] + len(new)]
         old = stepper.method.rehearse(len(new), remembered, rehearse) if remembered else None
         yield Draw(new, None if old is None else old.to(device), (epoch, number))
+
+
+def _order(learned: Tensor, seed: int, epoch: int) -> Tensor:
+    generator = torch_generator(seed, "shuffle", epoch)
+    return learned[torch.randperm(len(learned), generator=generator).to(learned.device)]
 
 
 @dataclass
@@ -177,10 +198,10 @@ class Best:
 
 
 def _checkpoint(
-    stepper: Stepper, best: Best | None, loss_sum: Tensor, said: Tensor | None, numbers: dict[str, int]
+    stepper: Stepper, best: Best | None, loss_sum: Tensor, said: Tensor | None, pool: Pool, numbers: dict[str, int]
 ) -> Checkpoint:
     running = stepper.running
-    if said is not None and stepper.engine.world > 1:
+    if said is not None:
         said = _of_all_ranks(said, stepper)
     kinds = {"weights": running.weights(), "optimizer": running.optimizer_tensors()}
     kinds |= {f"method/{slot}": running.gather(pieces) for slot, pieces in sorted(stepper.state.tensors.items())}
@@ -191,7 +212,9 @@ def _checkpoint(
         **numbers,
         best_loss=best.loss if best and best.weights else None,
         best_passes=best.passes if best else 0,
-        tensors=tensors | ({} if said is None else {"said": said.cpu()}),
+        tensors=tensors
+        | ({} if said is None else {"said": said.cpu()})
+        | ({} if pool.outputs is None else {"pool": pool.outputs.cpu()}),
         own={"loss": loss_sum.cpu()} | {f"buffer/{n}": b.detach().cpu() for n, b in running.net.named_buffers()},
     )
 
