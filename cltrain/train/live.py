@@ -14,8 +14,7 @@ from torch import Tensor
 
 from cltrain.batch import Batch
 from cltrain.data.schema import Schema
-from cltrain.errors import ConfigError
-from cltrain.memory.base import united
+from cltrain.errors import ConfigError, UpdateError
 from cltrain.methods import Method
 from cltrain.methods.base import OUTPUTS
 from cltrain.models.adapter import LoRA
@@ -116,7 +115,7 @@ class Live:
             return encoder(rows), None, drawn
         taken = memory.take(pa.array(torch.cat(found).numpy()))
         read = [name for name in rows.column_names if name in self._reads]
-        batch = encoder(united([rows.select(read), taken]))  # in one call, which costs less than two
+        batch = encoder(_united(rows.select(read), taken))  # in one call, which costs less than two
         new, old = batch.rows(0, rows.num_rows), batch.rows(rows.num_rows, len(batch))
         if OUTPUTS in taken.column_names:
             old = dataclasses.replace(old, extra=stored_outputs(taken.column(OUTPUTS), encoder.num_outputs))
@@ -175,3 +174,10 @@ class Live:
             return
         wanted = self._reads | ({OUTPUTS} if "outputs" in self.method.reads else set())
         self._exemplars = memory.select([name for name in memory.column_names if name in wanted])
+
+
+def _united(rows: pa.Table, exemplars: pa.Table) -> pa.Table:
+    try:
+        return pa.concat_tables([rows, exemplars], promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UpdateError(f"the rows do not fit the memory of their parent: {error}") from error

@@ -140,6 +140,7 @@ def test_ranges() -> None:
 
 
 def test_a_challenger_of_flipped_labels_is_never_promoted_and_a_good_one_is() -> None:
+    """At a rate at which the flipped labels do harm: at a tenth of it they sometimes help, and may pass."""
     training = Training(batch_size=32, learning_rate=1e-2, epochs=8)
     champion = update(events(600), training=training).state
     held_out = [(i, events(4_000, seed=100 + i)) for i in range(3)]
