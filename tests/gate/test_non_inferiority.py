@@ -150,7 +150,7 @@ def test_a_challenger_of_flipped_labels_is_never_promoted_and_a_good_one_is() ->
         flipped = np.where(np.random.default_rng(seed).random(400) < 0.3, 1 - labels, labels)
         good, bad = (
             LIGHT.card(
-                Predictor.of(update(table, champion, training=Training(batch_size=32, epochs=8)).state),
+                Predictor.of(update(table, champion, training=training).state),
                 Predictor.of(champion), held_out, seed,
             )
             for table in (rows, relabelled(rows, flipped))
