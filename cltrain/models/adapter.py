@@ -109,21 +109,6 @@ def adapt(net: nn.Module, settings: LoRA | NoAdapter) -> nn.Module:
     return net
 
 
-def merge(net: nn.Module) -> nn.Module:
-    """Fold the adapter into the layers, in place: `net` is then of the architecture that it was before `adapt`."""
-    for name, layer in list(net.named_modules()):
-        if hasattr(layer, "base_layer") and hasattr(layer, "lora_A"):
-            layer.merge()  # type: ignore[operator]
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, layer.base_layer)
-    return net
-
-
-def frozen_names(net: nn.Module) -> frozenset[str]:
-    """Parameters that do not train."""
-    return frozenset(name for name, parameter in net.named_parameters() if not parameter.requires_grad)
-
-
 def plain_name(name: str) -> str:
     """Name of an adapted model's tensor in the model that it was made of.
 
@@ -148,7 +133,7 @@ def joined(base: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> Named:
 
 
 def folded(weights: Mapping[str, Tensor], alpha: float) -> Named:
-    """The `weights` of an adapted model for the model that it was made of, which needs no `peft`: those of `merge`."""
+    """The `weights` of an adapted model for the model that it was made of, which needs no `peft`."""
     found = {plain_name(n): value for n, value in weights.items() if not n.endswith((DOWN, UP))}
     for name, down in weights.items():
         if name.endswith(DOWN):

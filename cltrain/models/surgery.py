@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from cltrain.errors import UpdateError
+from cltrain.models.alignment import aligned_layers
 from cltrain.models.head import new_rows
 from cltrain.models.tabular import ColumnsNet, PiecewiseLinear, TabularNet
 from cltrain.models.text import EncoderLayer
@@ -109,7 +110,7 @@ def plan_surgery(
     units.
     """
     names = names or {}
-    layers, identity = _aligned_layers(parent, net)
+    layers, identity = aligned_layers(parent, net)
     before, axes = _axes(parent, old), _axes(net, new)
     places = {axis.parameter: name for name, axis in before.items() if axis.parameter is not None}
     theirs, ours = _tensors(parent), _tensors(net)
@@ -321,72 +322,6 @@ def _indices(module: nn.Module, old: torch.Size, new: torch.Size, was: Axes, now
         else:
             return None
     return tuple(found)
-
-
-def _aligned_layers(parent: nn.Module, net: nn.Module) -> tuple[dict[str, str | None], dict[str, int]]:
-    """For each linear layer of the perceptrons that both have, the one of the parent that it continues, or None; and
-    those that are to be identities, with the width that they pass on."""
-    layers: dict[str, str | None] = {}
-    identity: dict[str, int] = {}
-    theirs = _perceptrons(parent)
-    for name, (hidden, last) in _perceptrons(net).items():
-        if name not in theirs or (last is None) != (theirs[name][1] is None):
-            continue
-        before, before_last = theirs[name]
-        widths, now = list(before.values()), list(hidden.values())
-        chosen = align(widths, now)
-        if chosen is None:
-            raise UpdateError(
-                f"{name or 'the model'} had hidden layers of {widths} units and is to have {now}: surgery widens "
-                "layers and adds some behind the first, and removes neither; train from scratch"
-            )
-        source = dict(zip(chosen, before.items(), strict=True))
-        passed = 0
-        for i, layer in enumerate(hidden):
-            if i in source:
-                layers[layer], passed = source[i]
-            else:
-                layers[layer], identity[layer] = None, passed
-        if last is not None:
-            layers[last] = before_last
-    return layers, identity
-
-
-def align(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...] | None:
-    """Which of the layers of `new` units continue those of `old` units: the first does, each is at least as wide, and
-    those in between can pass on what they get; of such choices the one with the fewest new units. None: there is none.
-
-    >>> align([64, 32], [64, 64, 32])
-    (0, 2)
-    >>> align([64, 32], [128, 32, 32])
-    (0, 1)
-    >>> align([64, 32], [64]) is None
-    True
-    """
-
-    def fits(places: tuple[int, ...]) -> bool:
-        ends = (*places[1:], len(new))
-        return places[0] == 0 and all(min(new[a:b]) >= width for a, b, width in zip(places, ends, old, strict=True))
-
-    if not old:
-        return None if new else ()
-    options = [places for places in combinations(range(len(new)), len(old)) if fits(places)]
-    return min(options, key=lambda places: sum(new[i] for i in places), default=None)
-
-
-def _perceptrons(net: nn.Module) -> dict[str, tuple[dict[str, int], str | None]]:
-    """By the name of every `nn.Sequential` that is linear layers with ReLU in between, and dropout maybe: the units of
-    its hidden layers by name, and the name of a last layer without ReLU."""
-    found: dict[str, tuple[dict[str, int], str | None]] = {}
-    for name, module in net.named_modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        steps = [(f"{name}.{n}".lstrip("."), m) for n, m in module.named_children() if not isinstance(m, nn.Dropout)]
-        hidden = {n: m.out_features for n, m in steps[::2] if isinstance(m, nn.Linear)}
-        last = next(reversed(hidden)) if hidden and len(steps) % 2 else None
-        if len(hidden) == len(steps[::2]) and all(isinstance(m, nn.ReLU) for _, m in steps[1::2]) and hidden:
-            found[name] = ({n: width for n, width in hidden.items() if n != last}, last)
-    return found
 
 
 def _start_new_rows(net: nn.Module, name: str, piece: Piece, value: Tensor) -> None:

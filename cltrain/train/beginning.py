@@ -84,14 +84,14 @@ def from_parent(
     again = table_rows(net, encoder.reused(parent.encoder), encoder.spec.cardinalities)
     weights, base = restarted(parent.weights, again), parent.base
     if not adapter.adapts(stateful=True):
-        _grow(net, weights, parent, model)
+        _grow(net, weights, parent, model, encoder, schema)
     elif parent.adapter is None:
         base = weights
-        _grow(net, weights, parent, model)
+        _grow(net, weights, parent, model, encoder, schema)
         adapt(net, adapter)
     else:
         adapt(net, adapter)
-        _grow(net, weights, parent, model)
+        _grow(net, weights, parent, model, encoder, schema)
     like = {name: p for name, p in net.named_parameters() if p.requires_grad}
     tensors: dict[str, Named] = {}
     for slot, named in parent.method.tensors.items():
@@ -192,12 +192,20 @@ def _warn_of_new_columns(parent: State, schema: Schema) -> None:
         )
 
 
-def _grow(net: nn.Module, weights: Mapping[str, Tensor], parent: State, model: Mapping[str, Any]) -> None:
+def _grow(
+    net: nn.Module,
+    weights: Mapping[str, Tensor],
+    parent: State,
+    model: Mapping[str, Any],
+    encoder: Encoder,
+    schema: Schema,
+) -> None:
     """Load the weights; a model iteration is told in the words of its settings."""
     try:
         grow_into(net, weights)
     except UpdateError as error:
-        changed = difference(parent.model, model, parent.encoder, parent.encoder)
+        features = parent.schema.features, schema.features
+        changed = difference(parent.model, model, parent.encoder, encoder, *features)
         said = f"{'; '.join(changed)}: " if changed else ""
         raise UpdateError(
             f"{said}{error}; python -m jobs.recalibrate transfer=surgery carries over what the parent knows"

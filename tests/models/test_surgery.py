@@ -15,10 +15,10 @@ from torch import nn
 from cltrain.data.encoder import Encoder, NumericColumn, fit_encoder
 from cltrain.data.schema import Columns, Feature, Schema
 from cltrain.errors import UpdateError
+from cltrain.models.alignment import align
 from cltrain.models.iteration import difference
 from cltrain.models.surgery import (
     Piece,
-    align,
     carry,
     carry_optimizer,
     input_means,
