@@ -123,7 +123,12 @@ class Challenger:
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Challenger against champion on the same held-out rows; `difference` is challenger minus champion in mean
-    loss, with a paired-bootstrap interval. Without a champion only the challenger's metrics are there."""
+    loss, with a paired-bootstrap interval. Without a champion only the challenger's metrics are there.
+
+    metrics: `difference`, `low` and `high` of further metrics, by name. flips: `negative`, the share of rows that the
+    champion has right and the challenger wrong, and `positive`, the reverse. where: the rule of a slice, as one writes
+    it in the settings; found: the rule was searched for, not declared.
+    """
 
     name: str
     rows: int
@@ -132,16 +137,49 @@ class Comparison:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    metrics: Json = field(default_factory=dict)
+    flips: Json | None = None
+    where: str | None = None
+    found: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one behaviour, robustness or safety test found. `failed` of `rows` rows broke the rule; the test is passed
+    if that share is at most `bound`. champion_failed: of the same rows; examples: some that failed, as one reads them.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    failed: int
+    bound: float
+    passed: bool
+    champion_failed: int | None = None
+    examples: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCard:
-    """`transfer` is one row of the transfer matrix: window, rows and loss of the challenger on each past window."""
+    """The evidence. `comparisons`: on the new window, and on the past. `transfer` is one row of the transfer matrix:
+    window, rows and loss of the challenger on each past window.
+
+    slices: comparisons on parts of the new window. findings: of the tests. reliability: curves of predicted against
+    observed, by `challenger` and `champion`. importance: by how much the loss grows when a feature is shuffled, largest
+    first. spots: some rows with both answers, for a person to look at.
+    """
 
     comparisons: tuple[Comparison, ...]
     transfer: tuple[Json, ...]
     latency_ms: float
     size_bytes: int
+    champion_latency_ms: float | None = None
+    champion_size_bytes: int | None = None
+    slices: tuple[Comparison, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    reliability: Json = field(default_factory=dict)
+    importance: tuple[Json, ...] = ()
+    spots: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ ALLOWED = {
     "monitor": set(),
     "trigger": set(),
     "registry": set(),
+    "online": set(),
     "tracking": set(),
     "cluster": {"config", "data", "train", "registry"},
 }

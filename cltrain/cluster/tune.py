@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the table of trials is ours
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-RESULT = ("score", "rows", "seconds", "error")  # Tune adds to what a trial returns
 
 
 class Ledger(Protocol):
@@ -46,7 +46,7 @@ class Suggest(Searcher):
         return trial
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
-        found = None if error or not result else {name: result[name] for name in RESULT}
+        found = None if error or not result else json.loads(result["result"])
         self._keep(self._ledger.end(self._numbers.pop(trial_id), found))
 
     def save(self, checkpoint_path: str) -> None:
@@ -61,7 +61,8 @@ class Actor(ray.tune.Trainable):
         self._run, self._work = run, work
 
     def step(self) -> Json:
-        return self._run(self._work, self.config) | {"done": True}
+        result = self._run(self._work, self.config)
+        return {"result": json.dumps(result), "done": True}  # as text: Tune flattens what it passes on
 
     def reset_config(self, new_config: Json) -> bool:
         return True
