@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -67,14 +68,14 @@ def batches(options: argparse.Namespace) -> list[dict[str, Any]]:
             times = take_turns({str(size): epoch(model, size, engine) for size in ROWS}, options.turns)
             each = {size: [t / rows for t in times[str(size)]] for size, rows in ROWS.items()}
             for size in [size for size in ROWS if size > 1]:
-                best, spread = ratio(each[1], each[size])
+                middle, spread = ratio(each[1], each[size])
                 found.append(
                     {
                         "name": f"scaling {model} batch {size} by batch 1",
-                        "ratio": best,
+                        "ratio": middle,
                         "spread": spread,
-                        "rows_per_s": 1 / min(each[size]),
-                        "base_rows_per_s": 1 / min(each[1]),
+                        "rows_per_s": 1 / statistics.median(each[size]),
+                        "base_rows_per_s": 1 / statistics.median(each[1]),
                     }
                 )
     finally:
@@ -102,17 +103,17 @@ def worker(rank: int, folder: str, kind: str, models: list[str], turns: int) -> 
             contenders = {"alone": alone if rank == 0 else lambda: 0.0, "together": together}
             times = take_turns({name: partial(in_step, work) for name, work in contenders.items()}, turns)
             if rank == 0:
-                best, spread = ratio(times["alone"], times["together"])
+                middle, spread = ratio(times["alone"], times["together"])
                 found.append(
                     {
                         "name": f"scaling {model} batch {size} {WORKERS} workers by 1",
-                        "ratio": best,
+                        "ratio": middle,
                         "spread": spread,
                         "wanted": WANTED.get((model, size)),
-                        "rows_per_s": ROWS[size] / min(times["together"]),
-                        "base_rows_per_s": ROWS[size] / min(times["alone"]),
+                        "rows_per_s": ROWS[size] / statistics.median(times["together"]),
+                        "base_rows_per_s": ROWS[size] / statistics.median(times["alone"]),
                         "parameters": sum(p.numel() for p in MODELS[model]().parameters()),
-                        "step_ms": 1e3 * min(times["alone"]) * size / ROWS[size],
+                        "step_ms": 1e3 * statistics.median(times["alone"]) * size / ROWS[size],
                     }
                 )
         if rank == 0:

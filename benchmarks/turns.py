@@ -45,10 +45,11 @@ def take_turns(
 
 
 def ratio(base: list[float], other: list[float]) -> tuple[float, list[float]]:
-    """How much faster than `base` the other is: of the best times, since what the machine does beside can only add to
-    them; and the middle 80 % of the ratios turn by turn, as lowest and highest."""
+    """How much faster than `base` the other is: the median of the ratios turn by turn, since what the machine does
+    beside weighs on neighbours alike, while the best time of one of them may be that of a rare moment; and the middle
+    80 % of these ratios, as lowest and highest."""
     each = [b / o for b, o in zip(base, other, strict=True)]
     if len(each) < 2:
-        return min(base) / min(other), [min(each), max(each)]
+        return each[0], [each[0], each[0]]
     tenths = statistics.quantiles(each, n=10, method="inclusive")
-    return min(base) / min(other), [tenths[0], tenths[-1]]
+    return statistics.median(each), [tenths[0], tenths[-1]]
