@@ -19,7 +19,7 @@ from cltrain.config import build
 from cltrain.data.encoder import outline
 from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
-from cltrain.errors import ConfigError, StoreError
+from cltrain.errors import ConfigError, StoreError, UpdateError
 from cltrain.evaluate import headline
 from cltrain.loop import Loop
 from cltrain.models.build import check_model, supports_incremental
@@ -166,6 +166,8 @@ def run_by_hand(settings: Mapping[str, Any], kind: Kind) -> Json:
         reason = f"manual:{getpass.getuser()}: {settings['reason']}"
         done = loop.by_hand(kind, str(settings["base"]), reason, settings.get("transfer_names"))
         loop.tracker.finished(done)
+        if done.status == "failed":
+            raise UpdateError(f"{kind} update: {done.decision.reason}")
         return to_json(done) | {"store": info.store, "run_dir": info.run_dir}
 
 

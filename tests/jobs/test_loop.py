@@ -14,7 +14,7 @@ import pytest
 
 from cltrain.assemble import open_store, run_by_hand, run_evaluation, run_loop
 from cltrain.config import CONF
-from cltrain.errors import CltrainError
+from cltrain.errors import CltrainError, UpdateError
 from cltrain.registry import Registry, RoundLog, VersionRecord
 from cltrain.train.state import load_state
 
@@ -182,6 +182,8 @@ def test_a_model_iteration_carries_over_what_the_champion_knows(small: Small) ->
     failed = RoundLog(open_store(wider), "default").finished()[-1]
     assert failed.status == "failed"
     assert "model.hidden was [64, 32] and is [96, 32]" in failed.decision.reason
+    with pytest.raises(UpdateError, match="model.hidden was"):
+        run_by_hand(small("model.hidden=[96,32]", job="update"), "stateful")
     done = run_by_hand(small("model.hidden=[96,32]", "transfer=surgery", job="recalibrate"), "stateless")
     version = done["versions"][0]
     assert (version["version"], version["kind"], version["parent"]) == ("2.0", "surgery", "1.2")
