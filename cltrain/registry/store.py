@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cltrain.errors import ConfigError, StoreError
-from cltrain.registry.tables import Base
+from cltrain.registry import migrate
 from cltrain.storage import Storage
 
 DATABASE = "registry.db"
@@ -64,9 +64,11 @@ class Store:
                 event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _BEGIN[database])
             weakref.finalize(self, engine.dispose)
-            if not _is_complete(engine):
+            with engine.begin() as connection:
+                found = migrate.revision(connection)
+            if found != migrate.HEAD:
                 with _for_writing(engine).begin() as connection:  # one at a time: two would make the same table
-                    Base.metadata.create_all(connection)
+                    migrate.upgrade(connection)
         except (ImportError, NoSuchModuleError) as error:
             raise ConfigError(
                 f"store.url={self._shown} needs a driver that is not here ({error}): write postgresql+psycopg://… and"
@@ -109,10 +111,6 @@ class Store:
 
     def to_json(self) -> dict[str, Any]:
         return {"root": self.root if "://" in self.root else os.path.abspath(self.root), "url": self.url}
-
-
-def _is_complete(engine: Engine) -> bool:
-    return set(inspect(engine).get_table_names()) >= set(Base.metadata.tables)
 
 
 def _for_reading(engine: Engine) -> Engine:

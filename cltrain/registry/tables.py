@@ -1,4 +1,4 @@
-"""The schema. Every table is keyed by model, since a store holds many."""
+"""The schema. Every table is keyed by model, since a store holds many. A change here needs a step in `migrations/`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKeyConstraint, Text, UniqueConstraint
+from sqlalchemy import BigInteger, DateTime, ForeignKeyConstraint, Index, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -40,7 +40,7 @@ class JsonText(TypeDecorator[Any]):
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JsonText, datetime: UTCDateTime}  # noqa: RUF012
+    type_annotation_map = {dict[str, Any]: JsonText, list[str]: JsonText, datetime: UTCDateTime}  # noqa: RUF012
 
 
 class VersionRow(Base):
@@ -48,6 +48,9 @@ class VersionRow(Base):
     __table_args__ = (
         UniqueConstraint("model", "round_index", "kind", name="one_version_a_round_and_kind"),
         ForeignKeyConstraint(["model", "parent"], ["versions.model", "versions.version"]),
+        Index("versions_in_order", "model", "ordinal"),
+        Index("versions_by_parent", "model", "parent"),
+        Index("versions_by_state", "model", "state"),
     )
     model: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[str] = mapped_column(primary_key=True)
@@ -67,9 +70,39 @@ class VersionRow(Base):
     code_commit: Mapped[str | None]
     created_at: Mapped[datetime]
     challenger: Mapped[dict[str, Any]]
-    card: Mapped[dict[str, Any]]
+    card: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     verdict: Mapped[dict[str, Any]]
-    packages: Mapped[dict[str, Any]]
+    packages: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+
+
+def _of_version(model: str = "model", version: str = "version") -> ForeignKeyConstraint:
+    return ForeignKeyConstraint([model, version], ["versions.model", "versions.version"])
+
+
+class DependencyRow(Base):
+    """`model:version` was trained with the outputs of `on_model:on_version`, as a ranker is with an embedding."""
+
+    __tablename__ = "dependencies"
+    __table_args__ = (
+        _of_version(),
+        _of_version("on_model", "on_version"),
+        Index("dependencies_on", "on_model", "on_version"),
+    )
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    on_model: Mapped[str] = mapped_column(primary_key=True)
+    on_version: Mapped[str] = mapped_column(primary_key=True)
+
+
+class SnapshotFileRow(Base):
+    """A file that the manifest of a snapshot names. A snapshot without rows here has not been read yet; one of no files
+    has a row with an empty name."""
+
+    __tablename__ = "snapshot_files"
+    __table_args__ = (Index("snapshots_of_file", "file_digest"), Index("snapshots_of_file_name", "name"))
+    snapshot_digest: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    file_digest: Mapped[str]
 
 
 class SettingsRow(Base):
@@ -87,18 +120,20 @@ class AliasRow(Base):
 
 
 class AliasMoveRow(Base):
-    """Every move of every alias, for ever. `epoch` grows by one with each change of what serves."""
+    """Every move of every alias, for ever; `new` is None where it was taken away. `epoch` grows by one with each new
+    champion. `entry` is the number of the audit log's entry on it."""
 
     __tablename__ = "alias_moves"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     model: Mapped[str] = mapped_column(index=True)
     alias: Mapped[str]
     old: Mapped[str | None]
-    new: Mapped[str]
+    new: Mapped[str | None]
     epoch: Mapped[int]
     at: Mapped[datetime]
     by: Mapped[str]
     reason: Mapped[str]
+    entry: Mapped[int | None]
 
 
 class StageRow(Base):
@@ -110,3 +145,92 @@ class StageRow(Base):
     stage: Mapped[str] = mapped_column(primary_key=True)
     record: Mapped[dict[str, Any] | None] = mapped_column(JsonText)
     at: Mapped[datetime]
+
+
+class DeploymentRow(Base):
+    """What should serve, as `deployment.py` writes it. Rows are added and never changed; the one of the highest epoch
+    holds."""
+
+    __tablename__ = "deployments"
+    model: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    record: Mapped[dict[str, Any]]
+    at: Mapped[datetime]
+    by: Mapped[str]
+    reason: Mapped[str]
+
+
+class ApprovalRow(Base):
+    """Whether people let a version through: awaiting, approved, rejected or expired. `needed` of `roles` must sign, or
+    `needed` people where no roles are named."""
+
+    __tablename__ = "approvals"
+    __table_args__ = (_of_version(),)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    roles: Mapped[list[str]]
+    needed: Mapped[int]
+    asked_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    by: Mapped[str | None]
+    comment: Mapped[str | None]
+    answered_at: Mapped[datetime | None]
+
+
+class SignOffRow(Base):
+    """One person's yes."""
+
+    __tablename__ = "sign_offs"
+    __table_args__ = (_of_version(),)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    by: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str | None]
+    comment: Mapped[str]
+    at: Mapped[datetime]
+
+
+class AnnotationRow(Base):
+    """What people and the loop say of a version: a tag has a key, a note has none. The last row of a key holds; its
+    value is None where the tag was taken away."""
+
+    __tablename__ = "annotations"
+    __table_args__ = (_of_version(), Index("annotations_of_version", "model", "version"))
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    model: Mapped[str]
+    version: Mapped[str]
+    key: Mapped[str | None]
+    value: Mapped[str | None]
+    at: Mapped[datetime]
+    by: Mapped[str]
+
+
+class VersionStageRow(Base):
+    """How far a version has come beyond what its verdict and approval say, with the evidence. The last row holds."""
+
+    __tablename__ = "version_stages"
+    __table_args__ = (_of_version(), Index("stages_of_version", "model", "version"))
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    model: Mapped[str]
+    version: Mapped[str]
+    stage: Mapped[str]
+    evidence: Mapped[dict[str, Any]]
+    at: Mapped[datetime]
+    by: Mapped[str]
+
+
+class AuditRow(Base):
+    """Who did what in the whole store: one chain, in which each entry holds the digest of the one before it."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_of_model", "model"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    by: Mapped[str]
+    action: Mapped[str]
+    model: Mapped[str | None]
+    subject: Mapped[str | None]
+    details: Mapped[dict[str, Any]]
+    previous: Mapped[str]
+    digest: Mapped[str]

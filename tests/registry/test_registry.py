@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -145,31 +143,6 @@ def test_rounds_by_hand_count_down_and_an_unfinished_one_is_taken_up(registry: R
     rounds.once(-2, "done", Decision, lambda: Decision(fire=True, reason="done"))
     assert rounds.by_hand({"kind": "stateful"}) == -3
     assert rounds.finished() == []
-
-
-def _race(root: str, url: str | None, name: str, turns: int) -> None:
-    registry = Registry(Store(root=root, url=url), "ranker")
-    for turn in range(turns):
-        registry.promote(f"{1 + turn % 3}.0", by=name, reason=f"{turn}")
-
-
-def test_two_processes_racing_for_an_alias_lose_no_move(registry: Registry) -> None:
-    for round_index in range(3):
-        register(registry, round_index, "stateless")
-    context = multiprocessing.get_context("spawn")
-    where = registry.store.root, registry.store.url
-    racers = [context.Process(target=_race, args=(*where, name, 60)) for name in ("ann", "bob")]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
-    assert [racer.exitcode for racer in racers] == [0, 0]
-    moves = [m for m in registry.moves() if m["alias"] == "champion"]
-    assert [m["epoch"] for m in moves] == list(range(1, len(moves) + 1)), "no epoch twice, none left out"
-    assert all(before["new"] == after["old"] for before, after in itertools.pairwise(moves))
-    champion = registry.champion()
-    assert champion is not None
-    assert champion.version == moves[-1]["new"]
 
 
 def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:

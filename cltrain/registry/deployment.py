@@ -1,0 +1,193 @@
+"""The desired state: which versions serve, in which roles, with which shares, and how far a roll-out has come.
+
+Each commit adds one row and never changes one, so the rows are the history. Whoever serves converges to the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from cltrain.errors import ConfigError, ConflictError, StoreError
+from cltrain.records import Json, from_json, to_json
+from cltrain.registry import audit
+from cltrain.registry.base import CHAMPION, PREVIOUS
+from cltrain.registry.registry import Registry
+from cltrain.registry.tables import AnnotationRow, ApprovalRow, DeploymentRow, VersionRow, VersionStageRow
+from cltrain.registry.versions import ROLLED_BACK, WITHDRAWN
+
+SHADOW = "shadow"
+STAGING = -1
+Status = Literal["running", "promoted", "rolled_back", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A roll-out as far as it has come: `version` against `champion`, at `step` since `since`.
+
+    settings: of the roll-out, with the `_target_` that makes it again after a restart. step: -1 while replicas load the
+    version, which has no traffic before all of them have it. evidence: what was seen when the step was decided.
+    """
+
+    id: str
+    kind: str
+    settings: Json
+    version: str
+    champion: str | None
+    started_at: datetime
+    since: datetime
+    step: int = STAGING
+    status: Status = "running"
+    reason: str = ""
+    evidence: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """roles: version by role; champion and previous are the registry's aliases, others such as challenger and shadow
+    exist only here. shares: of units by role, champion first; they add up to 1. salt: of the assignment, one for each
+    experiment. policy: version of the policy layer. epoch: grows by one with each change of what serves."""
+
+    roles: Json
+    shares: Json
+    salt: str = ""
+    policy: str | None = None
+    roll_out: Trial | None = None
+    epoch: int = 0
+    at: datetime | None = None
+    by: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.shares.keys() - self.roles.keys()):
+            raise ConfigError(f"shares.{unknown[0]} is no role: the roles are {', '.join(self.roles)}")
+        shares = self.shares.values()
+        if self.shares and (min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-9)):
+            raise ConfigError(f"shares must be 0 or more and add up to 1, not {self.shares}")
+
+    @property
+    def champion(self) -> str | None:
+        return self.roles.get(CHAMPION)
+
+    @property
+    def running(self) -> Trial | None:
+        return self.roll_out if self.roll_out and self.roll_out.status == "running" else None
+
+
+class Deployments:
+    """Desired states of the model of a registry. A store without any has what its aliases say: all traffic to the
+    champion."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry, self._model = registry, registry.model
+
+    def epoch(self) -> int:
+        """Grows by one with each commit and with each new champion; 0 before there is either."""
+        with self._registry.store.reading() as session:
+            return self._epoch(session)
+
+    def current(self) -> Deployment:
+        """One consistent look. A champion that was promoted or rolled back by hand after the last commit ends what was
+        under way: it has all traffic."""
+        with self._registry.store.reading() as session:
+            return self._current(session)
+
+    def commit(self, record: Deployment, *, expected_epoch: int, by: str | None = None, reason: str) -> Deployment:
+        """Make `record` the desired state, and return it with its epoch. In the same transaction the aliases move where
+        it names another champion, and a version whose roll-out is rolled back is tagged so. Raises `ConflictError`
+        unless the epoch is `expected_epoch`: somebody else was first."""
+        with self._registry.store.writing() as session:
+            if (epoch := self._epoch(session)) != expected_epoch:
+                raise ConflictError(
+                    f"{self._model} is deployed at epoch {epoch}, not {expected_epoch}: somebody else changed it"
+                )
+            now = self._current(session)
+            self._require_fit(session, record, now)
+            record = replace(record, epoch=epoch + 1, reason=reason[:500])
+            if record.champion is not None and record.champion != now.champion:
+                aliases = self._registry._aliases(session)
+                self._registry._promote(session, aliases, record.champion, by, reason)
+                roles = {CHAMPION: record.champion, **({PREVIOUS: now.champion} if now.champion else {})}
+                record = replace(record, roles={**record.roles, **roles})
+            trial = record.roll_out
+            about: Json = {"roles": record.roles, "shares": record.shares, "epoch": record.epoch, "reason": reason}
+            subject = trial.version if trial else record.champion
+            entry = audit.append(session, "deploy", model=self._model, subject=subject, by=by, details=about)
+            record = replace(record, at=entry.at, by=entry.by)
+            if trial is not None and trial.status == "rolled_back" and now.running is not None:
+                said = {"model": self._model, "version": trial.version, "at": entry.at, "by": entry.by}
+                session.add(AnnotationRow(key=ROLLED_BACK, value=reason, **said))
+                session.add(VersionStageRow(stage=WITHDRAWN, evidence={"reason": reason, "epoch": epoch + 1}, **said))
+            session.add(
+                DeploymentRow(
+                    model=self._model,
+                    epoch=record.epoch,
+                    record=to_json(record),
+                    at=entry.at,
+                    by=entry.by,
+                    reason=record.reason,
+                )
+            )
+            return record
+
+    def history(self, last: int = 100) -> list[Deployment]:
+        """The last commits, oldest first."""
+        with self._registry.store.reading() as session:
+            here = select(DeploymentRow).where(DeploymentRow.model == self._model)
+            rows = session.scalars(here.order_by(DeploymentRow.epoch.desc()).limit(last)).all()
+            return [from_json(Deployment, row.record) for row in reversed(rows)]
+
+    def trials(self, last: int = 1000) -> list[Trial]:
+        """Roll-outs of the last commits as they ended, or as they stand, oldest first."""
+        found: dict[str, Trial] = {}
+        for one in self.history(last):
+            if one.roll_out is not None:
+                found[one.roll_out.id] = one.roll_out
+        running = self.current().running
+        return [
+            replace(trial, status="stopped", reason="something else was promoted or rolled back meanwhile")
+            if trial.status == "running" and (running is None or running.id != trial.id)
+            else trial
+            for trial in found.values()
+        ]
+
+    def refused(self, version: str) -> str | None:
+        """Why a version was rolled back, so that it is not offered again; None if it was not, or was promoted since."""
+        return self._registry.version(version).tags.get(ROLLED_BACK)
+
+    def _require_fit(self, session: Session, record: Deployment, now: Deployment) -> None:
+        known = {now.champion, now.roles.get(PREVIOUS)}
+        for role, version in record.roles.items():
+            if session.get(VersionRow, (self._model, version)) is None:
+                raise StoreError(f"{self._model} has no version {version} to be {role}: see `cltrain versions`")
+            asked = session.get(ApprovalRow, (self._model, version))
+            if asked is not None and asked.state != "approved" and version not in known:
+                raise ConflictError(f"{self._model}:{version} is not approved but {asked.state}: see `cltrain approve`")
+
+    def _epoch(self, session: Session) -> int:
+        last = select(func.max(DeploymentRow.epoch)).where(DeploymentRow.model == self._model)
+        return max(self._registry._epoch(session), session.scalar(last) or 0)
+
+    def _current(self, session: Session) -> Deployment:
+        row = session.scalars(
+            select(DeploymentRow)
+            .where(DeploymentRow.model == self._model)
+            .order_by(DeploymentRow.epoch.desc())
+            .limit(1)
+        ).first()
+        aliases = self._registry._aliases(session)
+        moved = self._registry._epoch(session)
+        last = from_json(Deployment, row.record) if row is not None else None
+        if last is not None and last.epoch >= moved:
+            return last
+        return Deployment(
+            roles={role: aliases[role].version for role in (CHAMPION, PREVIOUS) if role in aliases},
+            shares={CHAMPION: 1.0} if CHAMPION in aliases else {},
+            policy=last.policy if last else None,
+            epoch=moved,
+        )
