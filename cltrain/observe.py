@@ -3,10 +3,8 @@ whether the window is sound."""
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,10 +13,10 @@ import pyarrow as pa
 from cltrain.clock import to_us
 from cltrain.data.contract import Contract
 from cltrain.data.event_log import EventLog
+from cltrain.data.shape import Shape
 from cltrain.data.snapshot import Snapshots
 from cltrain.evaluate.metrics import MetricSums, total
-from cltrain.monitor import Profile, profile_of
-from cltrain.records import EVENT_ID, EVENT_TIME, Json, Observation, Round, Window
+from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, Json, Observation, Round, Snapshot, Window
 from cltrain.registry import Registry, VersionRecord
 from cltrain.storage import Storage, read_arrow, write_arrow
 from cltrain.train.predictor import Predictor, Scores
@@ -36,7 +34,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         self.predictor = lru_cache(maxsize=4)(lambda state: Predictor.load(self._storage, state))
-        self._profile = lru_cache(maxsize=1)(self._profile_of)
+        self._shape = lru_cache(maxsize=2 * self.contract.history)(self._shape_of)
 
     def observe(self, window: Window, champion: VersionRecord | None) -> Observation:
         """Everything that became known by the end of the window. The contract is held against all events of the window,
@@ -53,7 +51,7 @@ class Watch:
             events=self.log.count(window.start, window.end),
             labelled=rows.num_rows,
             late_labels=arrived.late_rows,
-            problems=self.contract.breaches(self.log.between(window.start, window.end), self._reference(), inside),
+            problems=self.contract.breaches(replace(self._shape(window, arrived), labelled=inside), self._reference()),
             arrived=arrived,
             fresh=self.snapshots.fresh("train", "train", window.end, had),
             # A round by hand comes between two of the series and has, beside the rows of its base, none of its own.
@@ -75,14 +73,19 @@ class Watch:
     def _storage(self) -> Storage:
         return self.registry.store.storage
 
-    def _reference(self) -> Profile | None:
-        """What the first sound window was like."""
-        sound = next((r.window for r in self.finished if r.observation.events and not r.observation.problems), None)
-        return self._profile(sound) if sound else None
+    def _reference(self) -> Shape | None:
+        """What the last sound windows of the series were like, added up."""
+        sound = [r for r in self.finished if r.index >= 0 and r.observation.events and not r.observation.problems]
+        shapes = [self._shape(r.window, r.observation.arrived) for r in sound[-self.contract.history :]]
+        return sum(shapes, Shape()) if shapes else None
 
-    def _profile_of(self, window: Window) -> Profile:
-        parts = map(profile_of, self.log.between(window.start, window.end))
-        return functools.reduce(operator.add, parts)
+    def _shape_of(self, window: Window, arrived: Snapshot) -> Shape:
+        return self.contract.shape(
+            self.log.between(window.start, window.end),
+            self.snapshots.table(arrived).column(LABEL),
+            self.log.source.columns.task,
+            seconds=(window.end - window.start).total_seconds(),
+        )
 
     def _test_first(self, index: int, rows: pa.Table, champion: VersionRecord | None) -> tuple[Json, Json]:
         """Metrics of the champion of each row's moment and of the first champion, on rows that neither had yet seen.

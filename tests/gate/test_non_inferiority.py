@@ -63,8 +63,8 @@ def promoted(worse_by: float, series: int, rows: int, task: str = "binary") -> f
         champion = generator.exponential(size=rows)
         noise = 0.2 * (generator.exponential(size=rows) - 1)
         ids = [str(i) for i in range(rows)]
-        table = pa.table({EVENT_ID: ids, "old": champion, "new": champion + worse_by + noise})
-        card = LIGHT.card(Fake("new", task), Fake("old", task), [(0, table)], seed)
+        table = pa.table({EVENT_ID: ids, "_old": champion, "_new": champion + worse_by + noise})
+        card = LIGHT.card(Fake("_new", task), Fake("_old", task), [(0, table)], seed)
         count += NonInferiority().judge(card).accepted
     return count / series
 
