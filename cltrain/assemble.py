@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from cltrain.approval import AwaitingApprovalError
 from cltrain.clock import to_us
 from cltrain.config import build
 from cltrain.data.encoder import outline
@@ -83,14 +84,17 @@ def latest_store() -> str:
 
 def strategy_of(settings: Mapping[str, Any]) -> Json:
     """The settings that decide what a version is; those of cluster, serving and tracking do not."""
-    return {key: settings[key] for key in STRATEGY}
+    return {key: settings[key] for key in (*STRATEGY, "approval")}
 
 
 @contextmanager
-def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
+def running_loop(
+    settings: Mapping[str, Any], event_log: EventLog | None = None, aside: bool = False
+) -> Iterator[tuple[Loop, RunInfo]]:
     """A loop with everything that it needs, started in the order in which a mistake shows soonest: settings, store,
-    data, and only then Ray, serving and the workers. `settings` are resolved and plain."""
-    parts, event_log, store = _ready(settings)
+    data, and only then Ray, serving and the workers. `settings` are resolved and plain. `event_log` is that of
+    `settings["data"]`, where it was read before; `aside` leaves `store/latest` what it is."""
+    parts, event_log, store = _ready(settings, event_log, aside)
     name = settings["model"]["name"]
     registry = Registry(store, name)
     snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
@@ -127,6 +131,7 @@ def running_loop(settings: Mapping[str, Any]) -> Iterator[tuple[Loop, RunInfo]]:
                     runner=runner,
                     evaluation=parts["evaluate"],
                     gate=parts["gate"],
+                    approval=parts["approval"],
                     registry=registry,
                     rounds=RoundLog(store, name),
                     serving=serving,
@@ -148,6 +153,9 @@ def run_loop(settings: Mapping[str, Any]) -> Json:
         rounds = loop.run(settings["max_rounds"])
         held_out = [loop.snapshots.table(r.observation.holdout) for r in rounds if r.status != "quarantined"]
         summary = summarise(rounds, loop.registry, loop.log, held_out) | {"store": info.store, "run_dir": info.run_dir}
+        if loop.awaiting:
+            log.warning("%s", loop.awaiting)
+            summary["awaiting"] = loop.awaiting.version
         loop.tracker.close(rounds, summary)
         return summary
 
@@ -164,11 +172,16 @@ def run_by_hand(settings: Mapping[str, Any], kind: Kind) -> Json:
                 )
             kind = "surgery"
         reason = f"manual:{getpass.getuser()}: {settings['reason']}"
-        done = loop.by_hand(kind, str(settings["base"]), reason, settings.get("transfer_names"))
+        about = {"store": info.store, "run_dir": info.run_dir}
+        try:
+            done = loop.by_hand(kind, str(settings["base"]), reason, settings.get("transfer_names"))
+        except AwaitingApprovalError as error:
+            log.warning("%s", error)
+            return about | {"awaiting": error.version}
         loop.tracker.finished(done)
         if done.status == "failed":
             raise UpdateError(f"{kind} update: {done.decision.reason}")
-        return to_json(done) | {"store": info.store, "run_dir": info.run_dir}
+        return to_json(done) | about
 
 
 def run_evaluation(settings: Mapping[str, Any]) -> Json:
@@ -242,16 +255,18 @@ def run_search(settings: Mapping[str, Any]) -> Json:
         )
 
 
-def _ready(settings: Mapping[str, Any]) -> tuple[dict[str, Any], EventLog, Store]:
+def _ready(
+    settings: Mapping[str, Any], event_log: EventLog | None = None, aside: bool = False
+) -> tuple[dict[str, Any], EventLog, Store]:
     """Live parts, the log and the store of settings that can run."""
-    keys = (*STRATEGY, "engine", "cluster", "serve", "tracking")
+    keys = (*STRATEGY, "approval", "engine", "cluster", "serve", "tracking")
     parts = {key: build(settings[key], key) for key in keys if key not in ("model", "seed")}
     name = settings["model"]["name"]
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"model.name={name!r} must be a name without / and :")
-    event_log = EventLog(parts["data"])
+    event_log = event_log or EventLog(parts["data"])
     check_model(settings["model"], outline(event_log.schema))
-    store = open_store(settings)
+    store = open_store(settings, create=not aside)
     _require_rounds(parts, event_log)
     _require_engine(parts)
     parts["serve"].check()

@@ -5,11 +5,12 @@ only takes the clock from the data."""
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
+from cltrain.approval import Approval, AwaitingApprovalError
 from cltrain.data.contract import Contract
 from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
@@ -18,6 +19,7 @@ from cltrain.evaluate import Evaluation
 from cltrain.observe import Watch
 from cltrain.parts import Clock, Gate, Runner, Serving, Timeline, Windows
 from cltrain.records import (
+    Answer,
     Challenger,
     Decision,
     Json,
@@ -65,6 +67,7 @@ class Loop:
     runner: Runner
     evaluation: Evaluation
     gate: Gate
+    approval: Approval
     registry: Registry
     rounds: RoundLog
     serving: Serving
@@ -72,9 +75,11 @@ class Loop:
     settings: Json
     seed: int
     finished: list[Round] = field(default_factory=list)
+    awaiting: AwaitingApprovalError | None = None
 
     def run(self, max_rounds: int | None = None) -> list[Round]:
-        """Turn round after round until the clock says that nothing more will come, or `max_rounds` are finished."""
+        """Turn round after round until the clock says that nothing more will come, `max_rounds` are finished, or one
+        cannot go on without people, of whom `awaiting` then tells."""
         watch = self.watch()
         while True:
             for window in self.windows.cut(
@@ -82,7 +87,11 @@ class Loop:
             ):
                 if max_rounds is not None and len(self.finished) >= max_rounds:
                     return self.finished
-                self.finished.append(self.turn(window, watch))
+                try:
+                    self.finished.append(self.turn(window, watch))
+                except AwaitingApprovalError as error:
+                    self.awaiting = error
+                    return self.finished
                 self.tracker.finished(self.finished[-1])
             if not self.clock.wait():
                 return self.finished
@@ -107,7 +116,7 @@ class Loop:
     def turn(self, window: Window, watch: Watch, asked: Asked | None = None) -> Round:
         """One round. Each stage is on file before the next begins, so that a crash costs one stage at most."""
         started = time.perf_counter()
-        champion = self.registry.champion()
+        champion = self._champion_of(window)
         base = asked.base if asked else champion
         once = _Stages(self.rounds, self.tracker, window)
         seen = once("observe", Observation, lambda: watch.observe(window, base))
@@ -123,6 +132,10 @@ class Loop:
                             self._challenge(kind, window, decision, seen, base, champion, watch, once, asked)
                         )
                     winner = min((v for v in versions if v.verdict.accepted), key=_score, default=None)
+                    if winner is not None and self.approval.by != "nobody":
+                        answer = once("approve", Answer, lambda: self._ask(winner))
+                        decision = replace(decision, reason=f"{decision.reason}; {winner.version} {answer.reason}")
+                        winner = winner if answer.accepted else None
                     if winner is not None:
                         roll_out = once("roll_out", RollOut, lambda: self._promote(winner, champion, window))
                         freshness = time.perf_counter() - started
@@ -147,6 +160,12 @@ class Loop:
                 seconds=time.perf_counter() - started,
             ),
         )
+
+    def _champion_of(self, window: Window) -> VersionRecord | None:
+        """The champion when the round began: one that was taken up after its own promotion must not see that one."""
+        now = self.registry.champion()
+        began = self.rounds.once(window.index, "begin", dict, lambda: {"champion": now.version if now else None})
+        return self.registry.version(began["champion"]) if began["champion"] else None
 
     def _decide(
         self, window: Window, seen: Observation, champion: VersionRecord | None, asked: Asked | None
@@ -239,6 +258,9 @@ class Loop:
         ours = Predictor.load(storage, challenger.state)
         theirs = Predictor.load(storage, champion.state) if champion else None
         return self.evaluation.card(ours, theirs, held_out, derive_seed(self.seed, "weigh", window.index))
+
+    def _ask(self, winner: VersionRecord) -> Answer:
+        return self.approval.answer(self.registry, winner.version, self.clock)
 
     def _promote(self, winner: VersionRecord, champion: VersionRecord | None, window: Window) -> RollOut:
         previous = champion.version if champion else None

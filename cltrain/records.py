@@ -100,7 +100,7 @@ class UpdateRequest:
 @dataclass(frozen=True, kw_only=True)
 class Challenger:
     """A trained state, stored but not yet a version. `state` is its folder in the blob root. `carried`: what a surgery
-    took over from the parent."""
+    took over from the parent. made: engine, device and threads that trained it, which can show in its bits."""
 
     kind: Kind
     state: str
@@ -118,6 +118,7 @@ class Challenger:
     absorb_seconds: float = 0.0
     carried: Json | None = None
     workers: int = 1
+    made: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +191,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What people said of a version that the gate accepted."""
+
+    accepted: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RollOut:
-    """How a version reached traffic: `version` replaced `previous` at `epoch` of the aliases."""
+    """How a version came to traffic: `version` replaced `previous` at `epoch` of what is deployed, if `status` is
+    promoted; if it is still running, it may yet. evidence: what was seen of it in traffic, where that was asked for."""
 
     kind: str
     version: str | None
     previous: str | None
     epoch: int
     confirm_s: float | None = None
+    status: Literal["promoted", "rolled_back", "stopped", "running"] = "promoted"
+    reason: str = ""
+    evidence: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
