@@ -9,9 +9,9 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -21,6 +21,14 @@ from cltrain.errors import ConfigError, DigestError, StoreError
 
 _CHUNK = 1 << 20
 _PASSWORD = re.compile(r"s3://[^/@]*:[^@]*@|[^/]*://[^/@]*:[^/@]*@")  # secrets of S3 may hold a slash
+
+
+class BlobInfo(NamedTuple):
+    """size: bytes. changed: seconds since 1970."""
+
+    name: str
+    size: int
+    changed: float
 
 
 class Storage:
@@ -166,6 +174,40 @@ class Storage:
         except OSError as error:
             raise StoreError(f"cannot list {self.path(prefix)}: {error}") from error
         return sorted(path[len(self._base) + 1 :] for path in found)
+
+    def infos(self, prefix: str) -> list[BlobInfo]:
+        """All files below `prefix`, sorted by name, those that are still being written among them."""
+        selector = fs.FileSelector(self.path(prefix), recursive=True, allow_not_found=True)
+        try:
+            found = self._fs.get_file_info(selector)
+        except OSError as error:
+            raise StoreError(f"cannot list {self.path(prefix)}: {error}") from error
+        files = [info for info in found if info.type == fs.FileType.File]
+        skipped = len(self._base) + 1
+        return sorted(BlobInfo(i.path[skipped:], i.size or 0, (i.mtime_ns or 0) / 1e9) for i in files)
+
+    def digest(self, name: str) -> str:
+        """sha256 of a blob, read in pieces where it is."""
+        try:
+            return digest_file(self.path(name), self._fs)
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path(name)}: {error}") from error
+
+    def move(self, name: str, to: str) -> None:
+        """Give a blob another name."""
+        try:
+            if self.is_local:
+                os.makedirs(os.path.dirname(self.path(to)), exist_ok=True)
+            self._fs.move(self.path(name), self.path(to))
+        except OSError as error:
+            raise StoreError(f"cannot move {self.path(name)} to {self.path(to)}: {error}") from error
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder, on disk, that holds no file any more; object stores have none."""
+        if self.is_local and os.path.isdir(self.path(folder)):
+            for place, _, _ in os.walk(self.path(folder), topdown=False):
+                with suppress(OSError):
+                    os.rmdir(place)
 
     def check(self, name: str, digest: str) -> None:
         """Raise `DigestError` unless the blob is the one that was recorded."""

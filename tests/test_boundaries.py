@@ -23,6 +23,7 @@ ALLOWED = {
     "trigger": set(),
     "registry": set(),
     "online": set(),
+    "freshness": {"config", "data", "evaluate", "methods", "train"},
     "tracking": set(),
     "cluster": {"config", "data", "train", "registry"},
 }

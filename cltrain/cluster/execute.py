@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from cltrain.config import build
@@ -68,8 +70,20 @@ def execute(payload: Json) -> Json:
             seed=request.seed,
             workers=engine.world,
             carried=None if trained.carried is None else to_json(trained.carried),
+            made={
+                "engine": payload["engine"],
+                "device": device_kind(payload["device"]),
+                "threads": payload["threads"],
+            },
         )
     )
+
+
+def device_kind(device: str) -> str:
+    """What computes, by its name: the same kind gives the same bits, and another one may not."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def payload_of(request: UpdateRequest, root: str, threads: int, device: str, engine: Json | None = None) -> Json:

@@ -64,8 +64,8 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
         put("weights.safetensors", st.save(_plain(split(state.weights, state.base))))
         data = st.save(_plain(state.base))
         base = digest_bytes(data)
-        if not storage.exists(_base_name(base)):
-            storage.write(_base_name(base), data)
+        if not storage.exists(base_name(base)):
+            storage.write(base_name(base), data)
     put("optimizer.safetensors", st.save(_plain(state.optimizer)))
     flat = {f"{slot}/{name}": value for slot, named in state.method.tensors.items() for name, value in named.items()}
     put("method.safetensors", st.save(_plain(flat)))
@@ -92,7 +92,7 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
     return digest if base is None else digest_json([base, digest])
 
 
-def _base_name(digest: str) -> str:
+def base_name(digest: str) -> str:
     return f"bases/{digest[:32]}.safetensors"
 
 
@@ -118,9 +118,9 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
 
     weights, base = _loaded(get("weights.safetensors")), None
     if "base" in about:
-        data = storage.read(_base_name(about["base"]))
+        data = storage.read(base_name(about["base"]))
         if digest_bytes(data) != about["base"]:
-            raise DigestError(f"{storage.path(_base_name(about['base']))} was altered: its digest is not its name")
+            raise DigestError(f"{storage.path(base_name(about['base']))} was altered: its digest is not its name")
         base = _loaded(data)
         weights = joined(base, weights)
     memory: pa.Table | None = None
