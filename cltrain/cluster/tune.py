@@ -49,6 +49,10 @@ class Suggest(Searcher):
         found = None if error or not result else json.loads(result["result"])
         self._keep(self._ledger.end(self._numbers.pop(trial_id), found))
 
+    def __getstate__(self) -> Json:
+        """Tune writes its searcher down to resume it, which we never ask for."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text("")
 
