@@ -135,6 +135,7 @@ def running_loop(
                     registry=registry,
                     rounds=RoundLog(store, name),
                     serving=serving,
+                    rollout=parts["rollout"],
                     tracker=Trackers(parts["tracking"].values()),
                     settings=strategy_of(settings),
                     seed=settings["seed"],
@@ -259,17 +260,18 @@ def _ready(
     settings: Mapping[str, Any], event_log: EventLog | None = None, aside: bool = False
 ) -> tuple[dict[str, Any], EventLog, Store]:
     """Live parts, the log and the store of settings that can run."""
-    keys = (*STRATEGY, "approval", "engine", "cluster", "serve", "tracking")
+    keys = (*STRATEGY, "approval", "engine", "cluster", "serve", "rollout", "tracking")
     parts = {key: build(settings[key], key) for key in keys if key not in ("model", "seed")}
     name = settings["model"]["name"]
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"model.name={name!r} must be a name without / and :")
     event_log = event_log or EventLog(parts["data"])
     check_model(settings["model"], outline(event_log.schema))
+    parts["evaluate"].check(parts["data"].task, [f.name for f in event_log.schema.features])
     store = open_store(settings, create=not aside)
     _require_rounds(parts, event_log)
     _require_engine(parts)
-    parts["serve"].check()
+    parts["serve"].check(parts["rollout"])
     return parts, event_log, store
 
 

@@ -16,8 +16,10 @@ from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConflictError, UpdateError
 from cltrain.evaluate import Evaluation
+from cltrain.evaluate.cache import PredictionCache
+from cltrain.gate import choose
 from cltrain.observe import Watch
-from cltrain.parts import Clock, Gate, Runner, Serving, Timeline, Windows
+from cltrain.parts import Clock, Gate, RollOutKind, Runner, Serving, Timeline, Windows
 from cltrain.records import (
     Answer,
     Challenger,
@@ -71,6 +73,7 @@ class Loop:
     registry: Registry
     rounds: RoundLog
     serving: Serving
+    rollout: RollOutKind
     tracker: Tracker
     settings: Json
     seed: int
@@ -131,14 +134,16 @@ class Loop:
                         versions.append(
                             self._challenge(kind, window, decision, seen, base, champion, watch, once, asked)
                         )
-                    winner = min((v for v in versions if v.verdict.accepted), key=_score, default=None)
+                    place = choose([self.registry.card(v.version) for v in versions], [v.verdict for v in versions])
+                    winner = versions[place] if place is not None else None
                     if winner is not None and self.approval.by != "nobody":
                         answer = once("approve", Answer, lambda: self._ask(winner))
                         decision = replace(decision, reason=f"{decision.reason}; {winner.version} {answer.reason}")
                         winner = winner if answer.accepted else None
                     if winner is not None:
                         roll_out = once("roll_out", RollOut, lambda: self._promote(winner, champion, window))
-                        freshness = time.perf_counter() - started
+                        if roll_out.status == "promoted":
+                            freshness = time.perf_counter() - started
                 except (UpdateError, ConflictError) as error:
                     decision = Decision(fire=True, reason=f"{decision.reason}; but {error}")
             served = traffic.result
@@ -151,7 +156,7 @@ class Loop:
                 status=_status(seen, decision, versions, roll_out),
                 observation=seen,
                 decision=decision,
-                champion=roll_out.version if roll_out else champion.version if champion else None,
+                champion=_champion_after(roll_out, champion),
                 versions=tuple(_about(v, self.registry.card(v.version)) for v in versions),
                 roll_out=roll_out,
                 cursor=seen.cursor,
@@ -257,16 +262,18 @@ class Loop:
         storage = self.registry.store.storage
         ours = Predictor.load(storage, challenger.state)
         theirs = Predictor.load(storage, champion.state) if champion else None
-        return self.evaluation.card(ours, theirs, held_out, derive_seed(self.seed, "weigh", window.index))
+        known = [(ours, f"{challenger.state} {challenger.weights_digest}")]
+        if champion and theirs:
+            known.append((theirs, f"{champion.state} {champion.weights_digest}"))
+        seed, cache = derive_seed(self.seed, "weigh", window.index), PredictionCache(storage=storage).of(*known)
+        return self.evaluation.card(ours, theirs, held_out, seed, cache=cache)
 
     def _ask(self, winner: VersionRecord) -> Answer:
         return self.approval.answer(self.registry, winner.version, self.clock)
 
     def _promote(self, winner: VersionRecord, champion: VersionRecord | None, window: Window) -> RollOut:
         previous = champion.version if champion else None
-        epoch = self.registry.promote(winner.version, by="loop", reason=winner.reason, expected=previous)
-        confirm_s = self.serving.confirm(winner.version, epoch)
-        return RollOut(kind="swap", version=winner.version, previous=previous, epoch=epoch, confirm_s=confirm_s)
+        return self.serving.roll_out(self.registry, winner.version, previous, self.rollout, winner.reason)
 
 
 @dataclass(frozen=True)
@@ -282,12 +289,14 @@ class _Stages:
 
 def _status(seen: Observation, decision: Decision, versions: list[VersionRecord], roll_out: RollOut | None) -> Any:
     if decision.fire:
-        return "promoted" if roll_out else "rejected" if versions else "failed"
+        return roll_out.status if roll_out else "rejected" if versions else "failed"
     return "quarantined" if seen.problems else "waited" if seen.fresh.rows else "empty"
 
 
-def _score(version: VersionRecord) -> float:
-    return version.verdict.score if version.verdict.score is not None else 0.0
+def _champion_after(roll_out: RollOut | None, before: VersionRecord | None) -> str | None:
+    if roll_out is not None and roll_out.status == "promoted":
+        return roll_out.version
+    return before.version if before else None
 
 
 def _about(version: VersionRecord, card: ReportCard) -> Json:

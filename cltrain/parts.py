@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
 from cltrain.data.event_log import EventLog
-from cltrain.records import Challenger, ReportCard, UpdateRequest, Verdict, Window
-from cltrain.registry import Store
+from cltrain.records import Challenger, ReportCard, RollOut, UpdateRequest, Verdict, Window
+from cltrain.registry import Registry, Store
 
 
 class Windows(Protocol):
@@ -34,17 +34,25 @@ class Runner(Protocol):
     def update(self, request: UpdateRequest) -> Challenger: ...
 
 
+class RollOutKind(Protocol):
+    """How a version comes to traffic, such as `swap` or `canary`; what is behind the name is known to serving."""
+
+    kind: ClassVar[str]
+
+
 class Serving(Protocol):
     """Where versions answer. `traffic` replays events while its block runs, and then tells what it saw in `result`;
-    `confirm` waits until every replica follows a swap."""
+    `roll_out` brings a version to traffic and tells the outcome, which may still be open; `confirm` waits until every
+    replica follows a swap."""
 
     needs_ray: bool
 
-    def check(self) -> None: ...
+    def check(self, kind: Any = None) -> None: ...
     def start(self, store: Store, model: str) -> None: ...
     def stop(self) -> None: ...
 
     def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[Any]: ...
+    def roll_out(self, registry: Registry, version: str, previous: str | None, kind: Any, reason: str) -> RollOut: ...
     def confirm(self, version: str, epoch: int) -> float | None: ...
 
 

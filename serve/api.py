@@ -14,14 +14,19 @@ from urllib.parse import quote
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.background import BackgroundTask
 
-from cltrain.errors import CltrainError, ConflictError, DataError, StoreError
+from cltrain.errors import CltrainError, ConfigError, ConflictError, DataError, StoreError
 from serve import schemas
+from serve.limits import Limits
+from serve.rollout_api import add_rollout_routes
 from serve.server import NoChampionError, NoSuchVersionError, Server
 from serve.settings import ServerSettings
+from serve.why import add_why_route
 
 CONSOLE = Path(__file__).with_name("console.html")
 STATUS: tuple[tuple[type[CltrainError], int], ...] = (
+    (ConfigError, 422),
     (DataError, 422),
     (NoChampionError, 503),
     (NoSuchVersionError, 404),
@@ -40,13 +45,22 @@ def create_api(server: Server) -> FastAPI:
 
     problems: dict[int | str, dict[str, Any]] = {status: {"model": schemas.Problem} for status in (413, 422, 503)}
     api = FastAPI(
-        title="cltrain", description=f"Answers of {server.settings.model}, always by its champion.", lifespan=lifespan
+        title="cltrain",
+        description=f"Answers of {server.settings.model}, by the versions that its registry wants.",
+        lifespan=lifespan,
+    )
+    api.add_middleware(
+        Limits,
+        max_body_bytes=server.settings.max_body_bytes,
+        max_requests_per_s=server.settings.max_requests_per_s,
     )
     api.add_exception_handler(CltrainError, _problem)
     api.add_exception_handler(RequestValidationError, _invalid)
     _add_data_routes(api, server, problems)
     _add_state_routes(api, server)
     _add_admin_routes(api, server)
+    add_rollout_routes(api, server, [Depends(_admin_check(server.settings))])
+    add_why_route(api, server)
     return api
 
 
@@ -59,11 +73,22 @@ def _add_data_routes(api: FastAPI, server: Server, problems: dict[int | str, dic
 
     @api.post("/predict", response_model=schemas.PredictAnswer, responses=problems)
     async def predict(body: schemas.PredictRequest) -> Response:
-        """Answer rows with the champion of this moment; the answer names it, in its body and in its headers."""
+        """Answer rows with the version that their unit belongs to at this moment, which is the champion unless a
+        roll-out runs; the answer names it, in its body and in its headers."""
         check_size(len(body.rows))
-        answer = server.predict(body.rows)
-        headers = {"x-cltrain-version": quote(answer["version"], safe=":"), "x-cltrain-epoch": str(answer["epoch"])}
-        return JSONResponse(answer, headers=headers)
+        answer = server.answer(body.rows, body.unit_id)
+        about = answer.body
+        headers = {
+            "x-cltrain-version": quote(about["version"], safe=":"),
+            "x-cltrain-epoch": str(about["epoch"]),
+            "x-cltrain-arm": about["arm"],
+        }
+
+        async def mirror() -> None:
+            server.mirror(answer)
+
+        after = BackgroundTask(mirror) if server.shadow.active else None
+        return JSONResponse(about, headers=headers, background=after)
 
     @api.post("/feedback", response_model=schemas.FeedbackAnswer, responses=problems)
     async def feedback(body: schemas.FeedbackRequest) -> dict[str, int]:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import logging
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -15,12 +16,17 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from cltrain.errors import ConfigError, ServingError
-from cltrain.registry import Store
+from cltrain.errors import ConfigError, ConflictError, ServingError
+from cltrain.records import RollOut
+from cltrain.registry import Registry, Store
+from cltrain.registry.deployment import STAGING, Deployments, Trial
+from serve.controller import Controller, begin, make_way, report
+from serve.rollout import RollOutKind
 from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
-from serve.traffic import Traffic, sample_rows, summarise
+from serve.traffic import Traffic, other_rows, sample_rows, summarise
 
 PORT_WAIT_S = 5.0
+SETTLE_S = 5.0  # for the last labels to be joined, once replayed traffic has no more rows
 
 
 @dataclass(kw_only=True)
@@ -29,11 +35,16 @@ class LocalServing:
 
     host, port: where it listens; port 0 takes one that is free. replicas, num_cpus: how many, and CPUs of each.
     poll_s: seconds between two looks at the registry, so how long a swap takes beside the loading.
-    max_batch_rows: rows of one request at most. max_ongoing_requests, max_queued_requests: what a replica works on, and
-    what waits for one, before requests are refused with 503.
-    requests_per_window, concurrency: replayed requests of a round, and how many at a time. timeout_s: of one request.
+    max_batch_rows, max_body_bytes: of one request at most. max_requests_per_s: of each replica, before requests are
+    refused with 429; null has no limit. max_ongoing_requests, max_queued_requests: what a replica works on, and what
+    waits for one, before requests are refused with 503.
+    memory_mb: of the weights that a replica holds at once; null has no limit. new_features: whether a challenger may
+    read features that the champion does not. shadow_capacity, shadow_max_age_s: copies of requests that wait for a
+    shadow in each replica at most, and for how long.
+    requests_per_window, concurrency: replayed requests of a round, and how many at a time. requests_per_roll_out: how
+    many may follow while a roll-out needs traffic to go on. timeout_s: of one request.
     confirm_timeout_s: how long the replicas may take to follow a swap.
-    admin_token_env: environment variable, where the job starts, with the token for /promote and /rollback.
+    admin_token_env: environment variable, where the job starts, with the token for the admin routes.
     """
 
     needs_ray: ClassVar[bool] = True
@@ -43,9 +54,16 @@ class LocalServing:
     num_cpus: float = 0.2
     poll_s: float = 0.1
     max_batch_rows: int = 1000
+    max_body_bytes: int = 16_000_000
+    max_requests_per_s: float | None = None
     max_ongoing_requests: int = 64
     max_queued_requests: int = 1024
+    memory_mb: float | None = None
+    new_features: bool = False
+    shadow_capacity: int = 256
+    shadow_max_age_s: float = 5.0
     requests_per_window: int = 40
+    requests_per_roll_out: int = 100_000
     concurrency: int = 4
     timeout_s: float = 30.0
     confirm_timeout_s: float = 30.0
@@ -53,6 +71,8 @@ class LocalServing:
     log: LogSettings = field(default_factory=LogSettings)
     url: str | None = field(default=None, init=False)
     _spread_s: float = field(default=2.0, init=False, repr=False)
+    _replay: Traffic | None = field(default=None, init=False, repr=False, compare=False)
+    _controller: Controller | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -63,9 +83,10 @@ class LocalServing:
         for name in ("poll_s", "timeout_s", "confirm_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"serve.{name} must be above 0 seconds, not {getattr(self, name)}")
-        for name in ("num_cpus", "requests_per_window"):
+        for name in ("num_cpus", "requests_per_window", "requests_per_roll_out"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"serve.{name} must be 0 or more, not {getattr(self, name)}")
+        self.settings(Store(root="."), "model")  # what a replica would refuse
 
     def settings(self, store: Store, model: str) -> dict[str, Any]:
         """What each replica is told; raises `ConfigError` for what it would refuse."""
@@ -75,12 +96,18 @@ class LocalServing:
             log=self.log,
             poll_s=self.poll_s,
             max_batch_rows=self.max_batch_rows,
+            max_body_bytes=self.max_body_bytes,
+            max_requests_per_s=self.max_requests_per_s,
+            memory_mb=self.memory_mb,
+            new_features=self.new_features,
+            shadow_capacity=self.shadow_capacity,
+            shadow_max_age_s=self.shadow_max_age_s,
             admin_token_sha256=admin_token_digest(self.admin_token_env),
             admin_token_env=self.admin_token_env,
         )
         return asdict(settings)
 
-    def check(self) -> None:
+    def check(self, kind: RollOutKind | None = None) -> None:
         """Raise `ServingError` when the port is taken, before anything is started.
 
         A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for
@@ -124,9 +151,14 @@ class LocalServing:
                 serve.shutdown()
                 raise ServingError(f"the serving application did not start: {error}") from error
         self.url = f"http://{_reachable(self.host)}:{port}"
+        self._controller = Controller(Registry(store, model), replicas=self.replicas)
+        self._controller.start()
 
     def stop(self) -> None:
         """Stop what `start` started; the logs are closed and complete after it. Safe to call at any time."""
+        if self._controller is not None:
+            self._controller.close()
+            self._controller = None
         if self.url is not None:
             from ray import serve
 
@@ -136,14 +168,71 @@ class LocalServing:
 
     def traffic(self, rows: pa.Table, seed: int) -> Traffic:
         """Replay a sample of an event table while the block runs; it is paced by how long the last block took."""
-        return _Paced(
+        self._replay = _Paced(
             url=self._running(),
             rows=sample_rows(rows, self.requests_per_window, seed),
             spread_s=self._spread_s,
             concurrency=self.concurrency,
             timeout_s=self.timeout_s,
+            spare=lambda: other_rows(rows, self.requests_per_window, seed, self.requests_per_roll_out),
             serving=self,
         )
+        return self._replay
+
+    def roll_out(
+        self, registry: Registry, version: str, previous: str | None, kind: RollOutKind, reason: str
+    ) -> RollOut:
+        """Bring a version to traffic as `kind` says, and wait for the outcome, `kind.wait_s` seconds at most or until
+        replayed traffic has no more rows. `previous` is the champion that it was weighed against. After a crash the
+        same call goes on with what it began. Raises `ConflictError` when there is another champion by now, and
+        `ServingError` when replicas do not follow."""
+        deployments = Deployments(registry)
+        if (why := deployments.refused(version)) is not None:
+            epoch = deployments.epoch()
+            return RollOut(
+                kind=kind.kind, version=version, previous=previous, epoch=epoch, status="rolled_back", reason=why
+            )
+        if previous is None or (kind.kind == "swap" and not getattr(kind, "watch_s", 0.0)):
+            epoch = registry.promote(version, by="loop", reason=reason, expected=previous)
+            confirm_s = self.confirm(version, epoch)
+            return RollOut(kind="swap", version=version, previous=previous, epoch=epoch, confirm_s=confirm_s)
+        make_way(deployments, version, previous)
+        if deployments.current().champion != version:  # it may have got there before a crash
+            begin(deployments, kind, version, by="loop", reason=reason)
+        self._outcome(deployments, version, kind.stage_timeout_s, staging=True)  # replayed traffic is kept for later
+        with self._replay.go_on() if self._replay else contextlib.nullcontext():
+            trial, epoch = self._outcome(deployments, version, kind.wait_s)
+        if trial is None:
+            raise ConflictError(f"the roll-out of {version} is over: somebody else promoted or rolled back meanwhile")
+        promoted = trial.status == "promoted"
+        seen = report(registry, trial) if trial.status == "running" else {}
+        return RollOut(
+            kind=kind.kind,
+            version=version,
+            previous=previous,
+            epoch=epoch,
+            confirm_s=self.confirm(version, epoch) if promoted else None,
+            status=trial.status,
+            reason=seen.get("next", trial.reason),
+            evidence=seen or trial.evidence,
+        )
+
+    def _outcome(
+        self, deployments: Deployments, version: str, wait_s: float, staging: bool = False
+    ) -> tuple[Trial | None, int]:
+        """The roll-out as it ended, or as it stands when waiting is over, and the epoch; with `staging`, as soon as the
+        version may have traffic."""
+        end = time.monotonic() + wait_s
+        settled = math.inf
+        while True:
+            now = deployments.current()
+            trial = now.roll_out if now.roll_out and now.roll_out.version == version else None
+            if self._replay is not None and self._replay.exhausted:
+                settled = min(settled, time.monotonic() + SETTLE_S)
+            over = trial is None or trial.status != "running" or (staging and trial.step != STAGING)
+            if over or time.monotonic() > min(end, settled):
+                return trial, now.epoch
+            time.sleep(0.05)
 
     def confirm(self, version: str, epoch: int) -> float:
         """Seconds until every replica answers at `epoch` or later; raises `ServingError` that says what keeps them."""
@@ -190,8 +279,10 @@ class NoServing:
     needs_ray: ClassVar[bool] = False
     url: None = field(default=None, init=False)
 
-    def check(self) -> None:
-        """Nothing can be in the way."""
+    def check(self, kind: RollOutKind | None = None) -> None:
+        """Raise `ConfigError` for a roll-out that needs traffic."""
+        if kind is not None and (kind.kind != "swap" or getattr(kind, "watch_s", 0.0) > 0):
+            raise ConfigError(f"rollout={kind.kind} needs traffic to go by: set serve=local, or rollout=swap")
 
     def start(self, store: Store, model: str) -> None:
         """Nothing to start."""
@@ -201,6 +292,13 @@ class NoServing:
 
     def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[NoTraffic]:
         return contextlib.nullcontext(NoTraffic())
+
+    def roll_out(
+        self, registry: Registry, version: str, previous: str | None, kind: RollOutKind, reason: str
+    ) -> RollOut:
+        """A swap in the registry."""
+        epoch = registry.promote(version, by="loop", reason=reason, expected=previous)
+        return RollOut(kind="swap", version=version, previous=previous, epoch=epoch)
 
     def confirm(self, version: str, epoch: int) -> None:
         """There is nobody to follow."""

@@ -16,7 +16,7 @@ from cltrain.storage import Storage
 from serve.segments import SegmentLog, read_segments
 from serve.settings import LogSettings
 
-FOLDER = "predictions"
+FOLDER, SHADOW_FOLDER = "predictions", "shadow_predictions"
 SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
@@ -30,13 +30,19 @@ SCHEMA = pa.schema(
         ("label_answer", pa.string()),
         ("features", pa.string()),
         ("latency_us", pa.int64()),
+        ("unit_id", pa.string()),
+        ("arm", pa.string()),
+        ("experiment", pa.string()),
+        ("propensity", pa.float64()),
     ]
 )
 
 
 class Prediction(NamedTuple):
     """One answered row. `prediction` is the probability of the positive class, of the class answered, or the value;
-    `label_answer` the class answered, None for regression; `time` when the answer was made."""
+    `label_answer` the class answered, None for regression; `time` when the answer was made. `arm` is what the unit was
+    given to, with a chance of `propensity`, by the roll-out `experiment`; `version` is what answered, which is the
+    champion's where the arm could not."""
 
     request_id: str
     event_id: str | None
@@ -49,13 +55,18 @@ class Prediction(NamedTuple):
     label_answer: str | None
     features: dict[str, Any]
     latency_us: int
+    unit_id: str | None = None
+    arm: str = "champion"
+    experiment: str | None = None
+    propensity: float = 1.0
 
 
 class PredictionLog(SegmentLog):
-    """Segments below `predictions/`. A row is logged if the hash of its request id falls below `rate`."""
+    """Segments below `predictions/`, or of a shadow's answers below `shadow_predictions/`. A row is logged if the hash
+    of its request id falls below `rate`, so a shadow's with the live one."""
 
-    def __init__(self, storage: Storage, replica: str, settings: LogSettings) -> None:
-        super().__init__(storage, FOLDER, replica, SCHEMA, settings, _with_json_features)
+    def __init__(self, storage: Storage, replica: str, settings: LogSettings, folder: str = FOLDER) -> None:
+        super().__init__(storage, folder, replica, SCHEMA, settings, _with_json_features)
         self._rate = settings.rate
 
     def sampled(self, request_id: str) -> bool:
@@ -71,9 +82,9 @@ class PredictionLog(SegmentLog):
             self.offer(kept)
 
 
-def read_predictions(storage: Storage, model: str | None = None) -> pa.Table:
+def read_predictions(storage: Storage, model: str | None = None, folder: str = FOLDER) -> pa.Table:
     """All logged predictions (`SCHEMA`), of one model if it is named, up to the last sync of each writer."""
-    table = read_segments(storage, FOLDER, SCHEMA)
+    table = read_segments(storage, folder, SCHEMA)
     return table if model is None else table.filter(pc.equal(table["model"], model))
 
 

@@ -1,4 +1,4 @@
-"""The versions that a replica holds in memory, and the one reference that says which of them answers."""
+"""The versions that a replica holds in memory, and the one reference that says which of them answer whom."""
 
 from __future__ import annotations
 
@@ -6,56 +6,112 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cltrain.errors import DigestError, ServingError, StoreError
+from cltrain.errors import DigestError, ServingError
+from cltrain.online.assignment import arm_of
 from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, VersionRecord
-from cltrain.registry.registry import PREVIOUS
+from cltrain.registry.base import CHAMPION, PREVIOUS
+from cltrain.registry.deployment import SHADOW, Deployment, Deployments
 from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
+from serve.scores import chosen
 
 log = logging.getLogger(__name__)
 
 WARM_UP_ROWS = (1, 1, 32)
 MAX_RETRY_S = 5.0
+BYTES_PER_PARAMETER = 4
+
+
+class _Uses:
+    """How many requests are being answered."""
+
+    __slots__ = ("_lock", "count")
+
+    def __init__(self) -> None:
+        self.count, self._lock = 0, threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        with self._lock:
+            self.count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.count -= 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    version: str
+    predictor: Predictor
+    weights_digest: str
+    loaded_at: datetime
+    load_s: float
+    uses: _Uses = field(default_factory=_Uses, compare=False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Who answers a unit: `arm` was drawn with a chance of `share`; `loaded` is its version, or the champion's where
+    the arm's is not here, which `stands_in` says."""
+
+    arm: str
+    share: float
+    loaded: Loaded
+    stands_in: bool = False
 
 
 @dataclass(frozen=True)
 class Served:
-    """What answers: never changed, only replaced."""
+    """What answers: never changed, only replaced. arms: what has traffic, by role, the champion first."""
 
     version: str
     epoch: int
     predictor: Predictor
     since: datetime
+    deployment: Deployment
+    arms: Mapping[str, Loaded]
 
-
-@dataclass(frozen=True)
-class Loaded:
-    predictor: Predictor
-    weights_digest: str
-    loaded_at: datetime
-    load_s: float
+    def choose(self, unit: str) -> Choice:
+        shares, champion = self.deployment.shares, self.arms[CHAMPION]
+        if len(shares) < 2:
+            return Choice(CHAMPION, 1.0, champion)
+        arm = arm_of(unit, self.deployment.salt, shares)
+        loaded = self.arms.get(arm)
+        return Choice(arm, shares[arm], loaded or champion, stands_in=loaded is None)
 
 
 class ResidentVersions:
-    """Champion and previous champion of a registry, loaded and warm; `current` is the pair that a request reads once.
+    """The versions of the desired state, loaded and warm; `current` is what a request reads once.
 
-    `refresh` looks at the registry's epoch and follows it: the new champion is loaded, its digests are checked and it
-    is warmed up before `current` points to it. One that cannot be loaded leaves the old one answering; `error` says
-    why, and it is tried again, ever more slowly. `start` does all this in a thread every `poll_s` seconds.
+    `refresh` looks at the registry's epoch and follows it: a new champion is loaded, its digests are checked and it is
+    warmed up before `current` points to it. One that cannot be loaded leaves the old one answering; `error` says why,
+    and it is tried again, ever more slowly. Challengers come after it; one that cannot be loaded gets no request, and
+    `problems` says why. What no role names any more goes when it answers nobody. `start` does all this in a thread
+    every `poll_s` seconds. memory_mb: of all weights together; what would not fit is not loaded.
     """
 
-    def __init__(self, registry: Registry, poll_s: float) -> None:
+    def __init__(
+        self, registry: Registry, poll_s: float, memory_mb: float | None = None, new_features: bool = False
+    ) -> None:
         self.current: Served | None = None
         self.error: str | None = None
+        self.problems: dict[str, str] = {}
         self.registry_epoch = 0
-        self._registry, self._poll_s = registry, poll_s
+        self.on_change: Callable[[Served], None] = lambda _: None
+        self._registry, self._deployments, self._poll_s = registry, Deployments(registry), poll_s
+        self._new_features = new_features
+        self._memory_bytes = math.inf if memory_mb is None else 1e6 * memory_mb
         self._loaded: dict[str, Loaded] = {}
+        self._held: set[str] = set()
         self._loading = threading.Lock()
         self._failures, self._retry_at = 0, 0.0
         self._wake, self._stopping = threading.Event(), False
@@ -74,14 +130,15 @@ class ResidentVersions:
             self._thread.join()
 
     def wake(self) -> None:
-        """Look now: something was promoted here."""
+        """Look now: something was changed here."""
         self._wake.set()
 
     def refresh(self) -> bool:
         """Look once; whether `current` changed. Whatever goes wrong ends up in `error`."""
         try:
-            epoch = self._registry.epoch()
+            epoch = self._deployments.epoch()
             if epoch == self.registry_epoch and (self.error is None or time.monotonic() < self._retry_at):
+                self._retire()
                 return False
             changed = self._follow_to(epoch)
         except Exception as error:  # a registry that is down and a version that is broken: keep answering, try again
@@ -96,8 +153,18 @@ class ResidentVersions:
         return changed
 
     def stage(self, record: VersionRecord) -> None:
-        """Load a version before it is promoted. Raises what makes it unfit: `DigestError`, `ServingError`, …"""
-        self._load(record)
+        """Load a version before it is promoted, and hold it until the next change of what is deployed or `release`.
+        Raises what makes it unfit: `DigestError`, `ServingError`, …"""
+        self._held.add(record.version)
+        try:
+            self._load(record)
+        except Exception:
+            self.release(record.version)
+            raise
+
+    def release(self, version: str) -> None:
+        """It is not promoted after all."""
+        self._held.discard(version)
 
     def resident(self) -> dict[str, Loaded]:
         return dict(self._loaded)
@@ -110,57 +177,99 @@ class ResidentVersions:
                 self.refresh()
 
     def _follow_to(self, epoch: int) -> bool:
-        champion, epoch = self._champion(epoch)
-        self.registry_epoch = epoch
-        if champion is None or (self.current is not None and self.current.epoch == epoch):
+        deployment = self._deployments.current()
+        self.registry_epoch = deployment.epoch
+        if deployment.champion is None or (self.current is not None and self.current.epoch == deployment.epoch):
             return False
-        self.current = Served(champion.version, epoch, self._load(champion).predictor, datetime.now(UTC))
-        previous = self._previous()
-        keep = {champion.version, previous and previous.version}
-        with self._loading:
-            self._loaded = {version: loaded for version, loaded in self._loaded.items() if version in keep}
-        if previous is not None:
-            self._load_previous(previous)
+        champion = self._load(self._registry.version(deployment.champion))
+        self.problems, self._held = {}, set()
+        # What is here already answers at once; a challenger that has to be loaded has no share before all have it.
+        arms = {role: self._loaded.get(deployment.roles[role]) for role in deployment.shares}
+        self._serve(deployment, {role: loaded for role, loaded in arms.items() if loaded} | {CHAMPION: champion})
+        self._retire()
+        for role, version in deployment.roles.items():
+            if role not in (CHAMPION, SHADOW) and version not in self._loaded:
+                self._load_beside(version, role, deployment)
         return True
+
+    def _serve(self, deployment: Deployment, arms: Mapping[str, Loaded], behind: int = 0) -> None:
+        champion = arms[CHAMPION]
+        self.current = Served(
+            champion.version, deployment.epoch - behind, champion.predictor, datetime.now(UTC), deployment, arms
+        )
+        self.on_change(self.current)
+
+    def _load_beside(self, version: str, role: str, deployment: Deployment) -> None:
+        """A previous champion, so that a rollback reads nothing from disk, or a challenger. One that is broken is only
+        reported."""
+        try:
+            loaded = self._load(self._registry.version(version))
+            if role in deployment.shares:
+                self._require_same_requests(loaded)
+        except Exception as error:
+            self.problems[version] = f"{type(error).__name__}: {error}"
+            log.warning("%s, the %s, cannot be loaded: %s", version, role, self.problems[version])
+            return
+        if role in deployment.shares and self.current is not None:
+            self.current = replace(self.current, arms={**self.current.arms, role: loaded})
+            self.on_change(self.current)
+
+    def _require_same_requests(self, loaded: Loaded) -> None:
+        """What clients send for the champion must do for a challenger."""
+        assert self.current is not None
+        ours, theirs = loaded.predictor.state.encoder, self.current.predictor.state.encoder
+        missing = sorted(set(ours.names) - set(theirs.names))
+        if ours.task != theirs.task:
+            raise ServingError(f"{loaded.version} answers {ours.task}, and the champion {theirs.task}")
+        if missing and not self._new_features:
+            raise ServingError(
+                f"{loaded.version} reads {', '.join(missing[:5])}, which requests to the champion need not have: "
+                "set serve.new_features=true once clients send them"
+            )
 
     def _fall_back(self) -> bool:
         """A process that starts beside a champion that it cannot load answers with the previous one, at an epoch that
         is behind the registry's."""
-        previous = self._previous()
-        loaded = self._load_previous(previous) if previous is not None else None
-        if previous is None or loaded is None:
+        try:
+            deployment = self._deployments.current()
+            previous = self._load(self._registry.version(deployment.roles[PREVIOUS]))
+        except KeyError:
             return False
-        self.current = Served(previous.version, self.registry_epoch - 1, loaded.predictor, datetime.now(UTC))
-        return True
-
-    def _previous(self) -> VersionRecord | None:
-        try:
-            return self._registry.version(PREVIOUS)
-        except StoreError:
-            return None
-
-    def _load_previous(self, previous: VersionRecord) -> Loaded | None:
-        """Resident, so that a rollback reads nothing from disk; a previous champion that is broken is only reported."""
-        try:
-            return self._load(previous)
         except Exception as error:
             log.warning("the previous champion cannot be loaded: %s: %s", type(error).__name__, error)
-            return None
-
-    def _champion(self, epoch: int) -> tuple[VersionRecord | None, int]:
-        """The champion and the epoch that belong together."""
-        while True:
-            champion = self._registry.champion()
-            after = self._registry.epoch()
-            if after == epoch:
-                return champion, epoch
-            epoch = after
+            return False
+        alone = replace(deployment, roles={CHAMPION: previous.version}, shares={CHAMPION: 1.0}, roll_out=None)
+        self._serve(alone, {CHAMPION: previous}, behind=1)
+        return True
 
     def _load(self, record: VersionRecord) -> Loaded:
         with self._loading:
             if record.version not in self._loaded:
-                self._loaded = {**self._loaded, record.version: load(self._registry.store.storage, record)}
+                self._require_memory(record)
+                loaded = load(self._registry.store.storage, record)
+                self._loaded = {**self._loaded, record.version: loaded}
             return self._loaded[record.version]
+
+    def _require_memory(self, record: VersionRecord) -> None:
+        needed = BYTES_PER_PARAMETER * record.challenger.parameters
+        held = sum(loaded.predictor.size_bytes for loaded in self._loaded.values())
+        if held + needed > self._memory_bytes:
+            raise ServingError(
+                f"{record.model}:{record.version} needs {needed / 1e6:.3g} MB beside the {held / 1e6:.3g} MB of "
+                f"{', '.join(self._loaded) or 'none'}, above serve.memory_mb={self._memory_bytes / 1e6:.3g}: "
+                "raise it, or end what is under trial"
+            )
+
+    def _retire(self) -> None:
+        """Drop what no role names, once no request is answered by it."""
+        if self.current is None:
+            return
+        keep = {*self.current.deployment.roles.values(), self.current.version, *self._held}
+        with self._loading:
+            if not self._loaded.keys() <= keep:
+                self._loaded = {
+                    version: one for version, one in self._loaded.items() if version in keep or one.uses.count
+                }
 
 
 def load(storage: Storage, record: VersionRecord) -> Loaded:
@@ -176,14 +285,4 @@ def load(storage: Storage, record: VersionRecord) -> Loaded:
                 raise ServingError(
                     f"{record.model}:{record.version} answers {answer} to a row of nulls: it is not served"
                 )
-    return Loaded(predictor, record.weights_digest, datetime.now(UTC), time.perf_counter() - started)
-
-
-def chosen(answer: Mapping[str, Any]) -> tuple[float, str | None]:
-    """One number and one label for an answer: probability of the positive class and 0 or 1; probability of the class
-    answered and that class; or the value and no label."""
-    if "probabilities" in answer:
-        return answer["probabilities"][answer["label"]], answer["label"]
-    if "probability" in answer:
-        return answer["probability"], str(answer["label"])
-    return answer["value"], None
+    return Loaded(record.version, predictor, record.weights_digest, datetime.now(UTC), time.perf_counter() - started)

@@ -72,23 +72,31 @@ class PredictRow(_Body):
 
 
 class PredictRequest(_Body):
-    """Many rows under `rows`, or the fields of one row."""
+    """Many rows under `rows`, or the fields of one row. All rows are answered by one version: while several serve, the
+    one that `unit_id` belongs to, such as a user or a session, or else the event id of the first row."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"rows": [_ROW]}, _ROW]})
     rows: list[PredictRow] = Field(min_length=1)
+    unit_id: Id | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _of_one_row(cls, body: Any) -> Any:
-        return {"rows": [body]} if isinstance(body, dict) and "features" in body else body
+        if not isinstance(body, dict) or "features" not in body:
+            return body
+        unit = {"unit_id": body["unit_id"]} if "unit_id" in body else {}
+        return {"rows": [{key: value for key, value in body.items() if key != "unit_id"}], **unit}
 
 
 class PredictAnswer(BaseModel):
-    """All rows are answered by one version. A prediction has its ids and `probability` and `label` (binary),
+    """All rows are answered by one version. `arm` is what the unit was given to; `stands_in` is true where the champion
+    answers for an arm that cannot. A prediction has its ids and `probability` and `label` (binary),
     `probabilities` by class and `label` (multiclass), or `value` (regression)."""
 
     version: str = Field(examples=["ranker:1.3"])
-    epoch: int = Field(description="grows with each change of the champion", examples=[4])
+    epoch: int = Field(description="grows with each change of what serves", examples=[4])
+    arm: str = Field(examples=["champion"])
+    stands_in: bool = False
     predictions: list[dict[str, Any]] = Field(
         examples=[[{"request_id": "0197a0c0…", "event_id": "UA-1545", "probability": 0.81, "label": 1}]]
     )
@@ -159,6 +167,8 @@ class VersionsAnswer(BaseModel):
     champion: str | None
     epoch: int
     registry_epoch: int
+    roles: dict[str, str]
+    shares: dict[str, float]
     loaded_at: datetime | None
     resident: list[Resident]
     served: dict[str, int]
@@ -166,6 +176,71 @@ class VersionsAnswer(BaseModel):
     predictions_log: dict[str, Any]
     feedback_log: dict[str, Any]
     error: str | None
+
+
+class RollOutRequest(_Body):
+    """Start a roll-out of a version. `kind` is swap, shadow, canary or ab; `settings` are those of the kind that differ
+    from its defaults, such as `{"steps": [0.05, 1.0], "guardrails": {"max_p99_ratio": 3}}`."""
+
+    version: Text = Field(examples=["1.3"])
+    kind: Text = Field(examples=["canary"])
+    settings: dict[str, Any] = Field(default_factory=dict, examples=[{"min_samples": 200, "min_s": 30}])
+    reason: Text = Field(min_length=1, examples=["approved in review"])
+    expected_epoch: int | None = None
+
+
+class EndRequest(_Body):
+    """End the roll-out that runs; `id` guards against ending another one than is meant."""
+
+    reason: Text = Field(min_length=1, examples=["the campaign is over"])
+    id: Text | None = None
+
+
+class RollOutState(BaseModel):
+    """One roll-out. `status` is running, promoted, rolled_back or stopped; step -1 is staging, without traffic."""
+
+    id: str
+    kind: str
+    version: str
+    champion: str | None
+    step: int
+    share: float | None = None
+    status: str
+    reason: str
+    started_at: datetime
+    since: datetime
+    settings: dict[str, Any]
+    evidence: dict[str, Any]
+
+
+class RollOutsAnswer(BaseModel):
+    """What serves now, the roll-out under way with what has been seen of it, and those before it, latest first."""
+
+    epoch: int
+    roles: dict[str, str]
+    shares: dict[str, float]
+    running: RollOutState | None
+    history: list[RollOutState]
+
+
+class WhyAnswer(BaseModel):
+    """What the log says of one answered row, features as they came in."""
+
+    request_id: str
+    event_id: str | None
+    unit_id: str | None
+    event_time: datetime
+    time: datetime
+    model: str
+    version: str
+    epoch: int
+    arm: str | None
+    experiment: str | None
+    propensity: float | None
+    prediction: float
+    label_answer: str | None
+    latency_us: int
+    features: dict[str, Any]
 
 
 class Health(BaseModel):

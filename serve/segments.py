@@ -232,8 +232,22 @@ def read_segments(storage: Storage, folder: str, schema: pa.Schema, last: int | 
     The unfinished tail that a killed writer leaves, or that a live one is about to finish, is not there yet.
     """
     names = [name for name in storage.names(folder) if name.endswith(".arrow") and not Path(name).name.startswith(".")]
-    batches = [batch for name in names[-last if last else 0 :] for batch in _whole_batches(storage, name)]
+    batches = [batch for name in names[-last if last else 0 :] for batch in read_segment(storage, name, schema)]
     return pa.Table.from_batches(batches, schema)
+
+
+def read_segment(storage: Storage, name: str, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """All whole batches of one segment."""
+    return [_with_schema(batch, schema) for batch in _whole_batches(storage, name)]
+
+
+def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Columns that a segment does not have, since it was written before there were any, are null."""
+    if batch.schema.equals(schema):
+        return batch
+    have = set(batch.schema.names)
+    columns = [batch[f.name] if f.name in have else pa.nulls(batch.num_rows, f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _whole_batches(storage: Storage, name: str) -> list[pa.RecordBatch]:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from cltrain.errors import ConflictError, DataError, DigestError, ServingError
 from cltrain.records import EVENT_TIME
-from cltrain.registry import Registry
-from cltrain.registry.registry import PREVIOUS
-from cltrain.train.predictor import Predictor
+from cltrain.registry import Registry, VersionRecord
+from cltrain.registry.base import CHAMPION, PREVIOUS
+from cltrain.registry.deployment import SHADOW, Deployments, Trial
+from serve.controller import end
 from serve.feedback import Feedback, FeedbackLog, label_text
-from serve.prediction_log import Prediction, PredictionLog
-from serve.resident import ResidentVersions, chosen
+from serve.mirror import Mirror
+from serve.prediction_log import SHADOW_FOLDER, Prediction, PredictionLog
+from serve.recorder import Recorder
+from serve.resident import Choice, Loaded, ResidentVersions, Served
+from serve.rollout import Action
 from serve.schemas import FeedbackRow, PredictRow, Resident, VersionsAnswer
+from serve.scores import chosen
 from serve.segments import new_id
 from serve.settings import ServerSettings
+
+log = logging.getLogger(__name__)
 
 
 class NoChampionError(ServingError):
@@ -28,6 +37,16 @@ class NoChampionError(ServingError):
 
 class NoSuchVersionError(ServingError):
     """The version that was named is not there."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body for the client, and what a shadow gets: the rows as asked, the answers, and their lines of the log."""
+
+    body: dict[str, Any]
+    asked: list[dict[str, Any]]
+    answers: list[dict[str, Any]]
+    log: list[Prediction]
 
 
 class Server:
@@ -40,16 +59,38 @@ class Server:
         self.failed = 0
         store = settings.open_store()
         self.registry = Registry(store, settings.model)
-        self.resident = ResidentVersions(self.registry, settings.poll_s)
-        self.resident.start()
+        self.deployments = Deployments(self.registry)
         self.predictions = PredictionLog(store.storage, self.replica, settings.log)
         self.labels = FeedbackLog(store.storage, self.replica, settings.log)
+        self.shadows = PredictionLog(store.storage, self.replica, settings.log, SHADOW_FOLDER)
+        self.resident = ResidentVersions(self.registry, settings.poll_s, settings.memory_mb, settings.new_features)
+        self.recorder = Recorder(store.storage, self.replica, settings.evidence_s, self._staged)
+        self.shadow = Mirror(store, settings, self.recorder, self.shadows)
+        self.resident.on_change = self._follow
+        self.resident.start()
 
     def close(self) -> None:
         self.resident.stop()
-        self.predictions.close()
-        self.labels.close()
+        self.shadow.close()
+        self.recorder.close()
+        for segments in (self.predictions, self.labels, self.shadows):
+            segments.close()
         self.registry.store.engine.dispose()
+
+    def _follow(self, served: Served) -> None:
+        self.recorder.follow(served)
+        self.shadow.follow(served)
+
+    def _staged(self, trial: Trial) -> tuple[bool, str | None]:
+        """Whether this replica is ready to give traffic to a version under trial."""
+        served = self.resident.current
+        if served is None or served.deployment.roll_out is None or served.deployment.roll_out.id != trial.id:
+            return False, None
+        if trial.kind == SHADOW:
+            return self.shadow.staged(trial)
+        if trial.version in self.resident.problems:
+            return False, self.resident.problems[trial.version]
+        return trial.version in self.resident.resident(), None
 
     def name(self, version: str) -> str:
         return f"{self.settings.model}:{version}"
@@ -58,54 +99,105 @@ class Server:
         why = f": {self.resident.error}" if self.resident.error else "; ask again when one is promoted"
         return NoChampionError(f"{self.settings.model} has no champion to answer with yet{why}")
 
-    def predict(self, rows: list[PredictRow]) -> dict[str, Any]:
-        """The body of the answer. All rows are answered by the version that is current now, whatever happens meanwhile.
+    def predict(self, rows: list[PredictRow], unit_id: str | None = None) -> dict[str, Any]:
+        """`answer`, and what a shadow is to see of it."""
+        answer = self.answer(rows, unit_id)
+        self.mirror(answer)
+        return answer.body
+
+    def answer(self, rows: list[PredictRow], unit_id: str | None = None) -> Answer:
+        """All rows are answered by one version of those that serve at this moment, whatever happens meanwhile. Where an
+        arm under trial cannot answer, the champion stands in, and what went wrong is held against the arm.
 
         Raises `NoChampionError`, `DataError` for a number that cannot be read, `ServingError` for an answer that is
         not finite.
         """
-        started = time.perf_counter_ns()
         served = self.resident.current
         if served is None:
             raise self.not_ready()
+        ids = [new_id() for _ in rows]
+        unit = unit_id or rows[0].event_id or ids[0]
+        choice = served.choose(unit)
         now = datetime.now(UTC)
         times = [row.event_time or now for row in rows]
+        asked = [{**row.features, EVENT_TIME: t} for row, t in zip(rows, times, strict=True)]
+        started = time.perf_counter()
         try:
-            answers = _answer(
-                served.predictor, [{**r.features, EVENT_TIME: t} for r, t in zip(rows, times, strict=True)]
-            )
+            loaded, stands_in, answers = self._answer(served, choice, asked)
         except Exception as error:
             self.failed += not isinstance(error, DataError)
             raise
-        ids = [new_id() for _ in rows]
-        body = {
-            "version": self.name(served.version),
-            "epoch": served.epoch,
-            "predictions": [
-                {"request_id": id_, "event_id": row.event_id, **answer}
-                for id_, row, answer in zip(ids, rows, answers, strict=True)
-            ],
-        }
-        self.served[served.version] += 1
-        latency_us = (time.perf_counter_ns() - started) // 1000
-        self.predictions.log(
-            [
-                Prediction(
-                    id_,
-                    row.event_id,
-                    event_time,
-                    now,
-                    self.settings.model,
-                    served.version,
-                    served.epoch,
-                    *chosen(answer),
-                    row.features,
-                    latency_us,
-                )
-                for id_, row, event_time, answer in zip(ids, rows, times, answers, strict=True)
-            ]
-        )
-        return body
+        latency_us = int(1e6 * (time.perf_counter() - started))
+        body: dict[str, Any] = {"version": self.name(loaded.version), "epoch": served.epoch, "arm": choice.arm}
+        if stands_in:
+            body["stands_in"] = True
+        body["predictions"] = [
+            {"request_id": id_, "event_id": row.event_id, **answer}
+            for id_, row, answer in zip(ids, rows, answers, strict=True)
+        ]
+        self.served[loaded.version] += 1
+        trial = served.deployment.running
+        logged = [
+            Prediction(
+                id_,
+                row.event_id,
+                event_time,
+                now,
+                self.settings.model,
+                loaded.version,
+                served.epoch,
+                *chosen(answer),
+                row.features,
+                latency_us,
+                unit,
+                choice.arm,
+                trial.id if trial else None,
+                choice.share,
+            )
+            for id_, row, event_time, answer in zip(ids, rows, times, answers, strict=True)
+        ]
+        self.predictions.log(logged)
+        return Answer(body, asked, answers, logged)
+
+    def mirror(self, answer: Answer) -> None:
+        """Give the shadow its copy, if there is one; never waits."""
+        if self.shadow.active:
+            self.shadow.offer(answer.asked, answer.answers, answer.log)
+
+    def _answer(
+        self, served: Served, choice: Choice, asked: list[dict[str, Any]]
+    ) -> tuple[Loaded, bool, list[dict[str, Any]]]:
+        """Who answers, whether it stands in for the arm, and the answers."""
+        champion = served.arms[CHAMPION]
+        if choice.loaded is not champion:
+            try:
+                return choice.loaded, False, self._by(choice.loaded, asked)
+            except DataError:  # is it the row, or does this version read rows differently?
+                answers = self._by(champion, asked)
+                self.recorder.failed(choice.loaded.version, 0.0)
+                return champion, True, answers
+            except Exception as error:
+                log.debug("%s cannot answer: %s", choice.loaded.version, error)
+                return champion, True, self._by(champion, asked)
+        return champion, choice.stands_in, self._by(champion, asked)
+
+    def _by(self, loaded: Loaded, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        started = time.perf_counter()
+        with loaded.uses.one():
+            try:
+                answers = loaded.predictor.answer(asked)
+            except DataError:
+                raise
+            except Exception:
+                self.recorder.failed(loaded.version, time.perf_counter() - started)
+                raise
+            seconds = time.perf_counter() - started
+            found = [chosen(answer) for answer in answers]
+            if not all(math.isfinite(score) for score, _ in found):
+                self.recorder.failed(loaded.version, seconds, finite=False)
+                raise ServingError("the model's answer is not a finite number")
+            self.recorder.answered(loaded.version, seconds, found)
+        return answers
 
     async def feedback(self, rows: list[FeedbackRow]) -> dict[str, int]:
         """Returns when the labels are on disk; raises `StoreError` when they cannot be put there."""
@@ -118,24 +210,47 @@ class Server:
         return {"stored": stored, "duplicates": len(rows) - stored}
 
     def promote(self, version: str, reason: str, expected: str | None) -> tuple[str, int]:
-        """Load, verify, and only then commit to the registry. Raises `NoSuchVersionError`, or `ConflictError` when the
-        version is unfit or somebody else was first; blocks while it loads."""
-        number = version.removeprefix(f"{self.settings.model}:")
-        record = next((v for v in self.registry.versions() if v.version == number), None)
-        if record is None:
-            raise NoSuchVersionError(f"{self.settings.model} has no version {number!r}: see `cltrain versions`")
+        """Load, verify, and only then commit to the registry; a roll-out that runs is over. Raises
+        `NoSuchVersionError`, or `ConflictError` when the version is unfit or somebody else was first; blocks while it
+        loads."""
+        record = self.record(version)
         try:
             self.resident.stage(record)
         except (DigestError, ServingError) as error:
             raise ConflictError(f"{version} is not promoted: {error}") from error
-        epoch = self.registry.promote(number, by="POST /promote", reason=reason, expected=expected)
+        try:
+            epoch = self.registry.promote(record.version, by="POST /promote", reason=reason, expected=expected)
+        except ConflictError:
+            self.resident.release(record.version)
+            raise
         self.resident.wake()
-        return number, epoch
+        return record.version, epoch
+
+    def record(self, version: str) -> VersionRecord:
+        """A version by its number, with the model's name before it or without; raises `NoSuchVersionError`."""
+        number = version.removeprefix(f"{self.settings.model}:")
+        record = next((v for v in self.registry.versions() if v.version == number), None)
+        if record is None:
+            raise NoSuchVersionError(f"{self.settings.model} has no version {number!r}: see `cltrain versions`")
+        return record
 
     def rollback(self, reason: str) -> tuple[str, int]:
-        """Raises `NoSuchVersionError` when there is no previous champion."""
-        if not any(PREVIOUS in v.aliases for v in self.registry.versions()):
+        """A roll-out that runs is over, and the champion from before it answers everything; else the previous champion
+        is the champion again. Raises `NoSuchVersionError` when there is none, `ConflictError` when it was taken
+        back."""
+        if self.deployments.current().running is not None:
+            done = end(self.deployments, Action("stop", reason), by="POST /rollback")
+            self.resident.wake()
+            assert done.champion is not None
+            return done.champion, done.epoch
+        previous = next((v for v in self.registry.versions() if PREVIOUS in v.aliases), None)
+        if previous is None:
             raise NoSuchVersionError(f"{self.settings.model} has no previous champion to go back to")
+        if why := self.deployments.refused(previous.version):
+            raise ConflictError(
+                f"the previous champion {previous.version} was taken back by its guardrails ({why}): promote the "
+                "version that you want by its number"
+            )
         version, epoch = self.registry.rollback(by="POST /rollback", reason=reason)
         self.resident.wake()
         return version, epoch
@@ -148,6 +263,8 @@ class Server:
             champion=self.name(served.version) if served else None,
             epoch=served.epoch if served else 0,
             registry_epoch=self.resident.registry_epoch,
+            roles={role: self.name(version) for role, version in served.deployment.roles.items()} if served else {},
+            shares=dict(served.deployment.shares) if served else {},
             loaded_at=served.since if served else None,
             resident=[
                 Resident(
@@ -165,10 +282,3 @@ class Server:
             feedback_log=self.labels.counts(),
             error=self.resident.error,
         )
-
-
-def _answer(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    answers = predictor.answer(rows)
-    if not all(math.isfinite(chosen(answer)[0]) for answer in answers):
-        raise ServingError("the model's answer is not a finite number")
-    return answers

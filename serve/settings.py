@@ -44,8 +44,12 @@ class LogSettings:
 class ServerSettings:
     """All that one replica needs to know.
 
-    poll_s: seconds between two looks at the registry. max_batch_rows: rows of one request at most.
-    admin_token_sha256: digest of the token that /promote and /rollback ask for; None closes them.
+    poll_s: seconds between two looks at the registry. max_batch_rows, max_body_bytes: of one request at most.
+    max_requests_per_s: of this replica, above which requests are refused with 429; None has no limit.
+    memory_mb: of the weights that it holds at once; None has no limit. evidence_s: seconds between two reports of what
+    it saw of a roll-out. shadow_capacity, shadow_max_age_s: copies of requests that wait for a shadow at most, and for
+    how long; others are shed. new_features: whether a challenger may read features that the champion does not.
+    admin_token_sha256: digest of the token that the admin routes ask for; None closes them.
     """
 
     store: dict[str, Any]
@@ -53,14 +57,27 @@ class ServerSettings:
     log: LogSettings = field(default_factory=LogSettings)
     poll_s: float = 0.1
     max_batch_rows: int = 1000
+    max_body_bytes: int = 16_000_000
+    max_requests_per_s: float | None = None
+    memory_mb: float | None = None
+    evidence_s: float = 0.2
+    shadow_capacity: int = 256
+    shadow_max_age_s: float = 5.0
+    new_features: bool = False
     admin_token_sha256: str | None = None
     admin_token_env: str = ADMIN_TOKEN_ENV
 
     def __post_init__(self) -> None:
-        if not self.poll_s > 0:
-            raise ConfigError(f"serve.poll_s must be above 0 seconds, not {self.poll_s}")
-        if self.max_batch_rows < 1:
-            raise ConfigError(f"serve.max_batch_rows must be 1 or more, not {self.max_batch_rows}")
+        for name in ("poll_s", "evidence_s", "shadow_max_age_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"serve.{name} must be above 0 seconds, not {getattr(self, name)}")
+        for name in ("max_batch_rows", "max_body_bytes", "shadow_capacity"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"serve.{name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("max_requests_per_s", "memory_mb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"serve.{name} must be above 0, or null for no limit, not {value}")
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ServerSettings:

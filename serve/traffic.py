@@ -7,7 +7,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -21,18 +22,20 @@ from cltrain.seeding import derive_seed, hash_ids
 from cltrain.task import LOG_LOSS_FLOOR
 
 FEEDBACK_ROWS = 500
+LABELS_EVERY_S = 0.5
 _READY_POLL_S = 0.1
 
 
 @dataclass
 class Sent:
-    """One row that was sent, and what came of it. `answer` is None when the request failed."""
+    """One row that was sent, and what came of it. `answer` is None when the request failed; `done` when it is known."""
 
     row: Mapping[str, Any]
     seconds: float = 0.0
     version: str | None = None
     answer: Mapping[str, Any] | None = None
     error: str | None = None
+    done: bool = False
 
 
 def sample_rows(rows: pa.Table, size: int, seed: int) -> list[dict[str, Any]]:
@@ -40,6 +43,14 @@ def sample_rows(rows: pa.Table, size: int, seed: int) -> list[dict[str, Any]]:
     draw = hash_ids(rows[EVENT_ID], derive_seed(seed, "traffic"))
     picked = rows.take(pa.array(np.sort(np.argsort(draw, kind="stable")[:size])))
     return picked.sort_by([(EVENT_TIME, "ascending"), (EVENT_ID, "ascending")]).to_pylist()
+
+
+def other_rows(rows: pa.Table, size: int, seed: int, most: int) -> Iterator[dict[str, Any]]:
+    """The rows that `sample_rows` leaves, `most` of them at most, by event time."""
+    draw = hash_ids(rows[EVENT_ID], derive_seed(seed, "traffic"))
+    rest = rows.take(pa.array(np.sort(np.argsort(draw, kind="stable")[size : size + most])))
+    for batch in rest.sort_by([(EVENT_TIME, "ascending"), (EVENT_ID, "ascending")]).to_batches(max_chunksize=1000):
+        yield from batch.to_pylist()
 
 
 def request_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +111,9 @@ class Traffic:
     Requests are `spread_s` seconds apart from first to last, `concurrency` at a time at most; a `reserve` of them waits
     until the block is over, so that what the block has put in place answers some. Nothing is sent before the server is
     ready, and nothing at all if it never is; an error in the block ends it early. `result` is there after the block.
+
+    Within the block of `go_on` the rows of `spare` follow, as fast as `concurrency` lets them, and labels are sent as
+    answers come in: a roll-out that takes its time needs both. `exhausted` says that there are no more.
     """
 
     url: str
@@ -108,11 +122,15 @@ class Traffic:
     concurrency: int
     timeout_s: float
     reserve: float = 0.1
+    spare: Callable[[], Iterable[Mapping[str, Any]]] = tuple
+    exhausted: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     block_s: float = 0.0
 
     def __enter__(self) -> Traffic:
-        self._over = threading.Event()
+        self._over, self._going_on = threading.Event(), threading.Event()
+        self._labelled = 0
+        self._rest: Iterator[Mapping[str, Any]] | None = None
         self._crash: BaseException | None = None
         self._abandoned = False
         self._started = time.perf_counter()
@@ -130,6 +148,15 @@ class Traffic:
         if self._crash is not None and error is None:
             raise self._crash
 
+    @contextmanager
+    def go_on(self) -> Iterator[None]:
+        """More traffic while the block runs."""
+        self._going_on.set()
+        try:
+            yield
+        finally:
+            self._going_on.clear()
+
     def _run(self) -> None:
         try:
             self.result = asyncio.run(self._replay())
@@ -138,6 +165,7 @@ class Traffic:
 
     async def _replay(self) -> dict[str, Any]:
         sent: list[Sent] = []
+        feedback = 0
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         async with aiohttp.ClientSession(self.url, timeout=timeout) as session:
             if await self._ready(session):
@@ -148,14 +176,47 @@ class Traffic:
                     for index, row in enumerate(self.rows):
                         due = started + self.spread_s * index / len(self.rows)
                         while not self._over.is_set() and (index >= held_back or time.monotonic() < due):
+                            if self._going_on.is_set() and not self.exhausted:
+                                feedback += await self._go_on(session, sent, at_once, group)
                             await asyncio.sleep(min(0.01, max(0.0, due - time.monotonic())) or 0.01)
                         if self._abandoned:
                             break
                         await at_once.acquire()
                         sent.append(Sent(row))
                         group.create_task(_send(session, sent[-1], at_once))
-            feedback = await _send_labels(session, feedback_of(sent))
+            feedback += await _send_labels(session, feedback_of(sent[self._labelled :]))
         return summarise(sent, feedback)
+
+    async def _go_on(
+        self, session: aiohttp.ClientSession, sent: list[Sent], at_once: asyncio.Semaphore, group: asyncio.TaskGroup
+    ) -> int:
+        """Send spare rows, and labels of what was answered, until that is enough; how many labels were kept."""
+        feedback, due = 0, time.monotonic() + LABELS_EVERY_S
+        for row in self._spare():
+            if not self._going_on.is_set() or self._over.is_set():
+                return feedback
+            await at_once.acquire()
+            sent.append(Sent(row))
+            group.create_task(_send(session, sent[-1], at_once))
+            if time.monotonic() >= due:
+                feedback += await self._label(session, sent)
+                due = time.monotonic() + LABELS_EVERY_S
+        while not all(one.done for one in sent):
+            await asyncio.sleep(0.01)
+        feedback += await self._label(session, sent)
+        self.exhausted = True
+        return feedback
+
+    def _spare(self) -> Iterator[Mapping[str, Any]]:
+        if self._rest is None:
+            self._rest = iter(self.spare())
+        return self._rest
+
+    async def _label(self, session: aiohttp.ClientSession, sent: list[Sent]) -> int:
+        """Labels of what has been answered since the last time, up to the first request that is still under way."""
+        end = next((i for i in range(self._labelled, len(sent)) if not sent[i].done), len(sent))
+        rows, self._labelled = feedback_of(sent[self._labelled : end]), end
+        return await _send_labels(session, rows)
 
     async def _ready(self, session: aiohttp.ClientSession) -> bool:
         while True:
@@ -183,7 +244,7 @@ async def _send(session: aiohttp.ClientSession, sent: Sent, at_once: asyncio.Sem
     except (aiohttp.ClientError, TimeoutError) as error:
         sent.error = f"{type(error).__name__}: {error}"
     finally:
-        sent.seconds = time.perf_counter() - started
+        sent.seconds, sent.done = time.perf_counter() - started, True
         at_once.release()
 
 

@@ -233,5 +233,6 @@ def test_the_console_and_the_api_description(serve_store: Serve, store: Store) -
     assert "http://" not in page.text
     assert "https://" not in page.text
     api = client.get("/openapi.json").json()
-    assert {"/predict", "/feedback", "/versions", "/healthz", "/readyz", "/promote", "/rollback"} == set(api["paths"])
+    assert {"/predict", "/feedback", "/versions", "/healthz", "/readyz", "/promote", "/rollback"} <= set(api["paths"])
+    assert {"/rollouts", "/rollouts/halt", "/rollouts/promote", "/why/{request_id}"} <= set(api["paths"])
     assert api["components"]["schemas"]["PredictRequest"]["examples"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cltrain.registry import Registry, Store
+from cltrain.registry.deployment import Deployments
 from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
 from serve.resident import ResidentVersions
@@ -129,7 +130,7 @@ def test_a_registry_that_fails_is_reported_and_asked_again(
 ) -> None:
     resident.start()
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "epoch", lambda _: 1 / 0)
+        patch.setattr(Deployments, "epoch", lambda _: 1 / 0)
         time.sleep(0.2)
         assert "ZeroDivisionError" in str(resident.error)
         assert serves(resident) == ("1.0", 1)

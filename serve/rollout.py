@@ -1,0 +1,283 @@
+"""Roll-outs as a state machine: what to do next with a version under trial, from what was seen. Pure: others act.
+
+A trial begins at step -1, at which replicas load the version and it answers nobody; then it takes the steps of its
+kind, and ends promoted, rolled back (it is not offered again) or stopped (nothing is said against it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Protocol
+
+from cltrain.errors import ConfigError
+from cltrain.online.ab import Tally, conclude
+from cltrain.online.design import Experiment, Metric
+from cltrain.registry.base import CHALLENGER, CHAMPION
+from cltrain.registry.deployment import SHADOW, STAGING, Trial
+from serve.evidence import Counters, Seen
+from serve.guardrails import Guardrails, Reading
+from serve.outcomes import LOSS, REWARD, Outcomes
+
+Then = Literal["promote", "stop"]
+
+
+@dataclass(frozen=True)
+class Action:
+    """`to` is the step to take. roll_back: the champion from before answers everything and the version is refused from
+    now on; stop: the same, without the refusal."""
+
+    do: Literal["hold", "step", "promote", "roll_back", "stop"]
+    reason: str
+    to: int = STAGING
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known at one look. replicas: how many must have staged the version; breaches: those that lasted."""
+
+    seen: Seen = field(default_factory=Seen)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    breaches: tuple[Reading, ...] = ()
+    replicas: int = 1
+
+    def challenger(self, step: int | None) -> Counters:
+        return self.seen.arm(CHALLENGER, step)
+
+
+class RollOutKind(Protocol):
+    """A kind of roll-out of your own is a dataclass with these."""
+
+    kind: ClassVar[str]
+    wait_s: float
+    stage_timeout_s: float
+    guardrails: Guardrails
+
+    def shares(self, step: int) -> Mapping[str, float]: ...
+    def roles(self, step: int, version: str) -> Mapping[str, str]: ...
+    def next(self, trial: Trial, evidence: Evidence, now: datetime) -> Action: ...
+
+
+def decide(kind: RollOutKind, trial: Trial, evidence: Evidence, now: datetime) -> Action:
+    """What comes next. A version that a replica cannot stage, and one that breaks a guardrail, goes back at once."""
+    if trial.step == STAGING:
+        if evidence.seen.problems:
+            return Action("roll_back", f"it cannot be served: {evidence.seen.problems[0]}")
+        staged = len(evidence.seen.staged)
+        if staged >= evidence.replicas:
+            return Action("step", f"staged on {staged} replicas", 0)
+        if _seconds(trial.since, now) > kind.stage_timeout_s:
+            return Action(
+                "stop", f"{staged} of {evidence.replicas} replicas have loaded it after {kind.stage_timeout_s:g} s"
+            )
+        return Action("hold", f"staged on {staged} of {evidence.replicas} replicas")
+    if evidence.breaches:
+        return Action("roll_back", "; ".join(one.text for one in evidence.breaches))
+    return kind.next(trial, evidence, now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """stage_timeout_s: for the replicas to load the version. wait_s: how long the loop's round waits for the outcome;
+    after it the roll-out goes on by itself."""
+
+    stage_timeout_s: float = 120.0
+    wait_s: float = 600.0
+    guardrails: Guardrails = field(default_factory=Guardrails)
+
+    def __post_init__(self) -> None:
+        for name in ("stage_timeout_s", "max_s"):
+            if not getattr(self, name, 1.0) > 0:
+                raise ConfigError(f"rollout.{name} must be above 0 seconds, not {getattr(self, name)}")
+        for name in ("wait_s", "watch_s", "min_s", "cycle_s"):
+            if getattr(self, name, 0.0) < 0:
+                raise ConfigError(f"rollout.{name} must be 0 seconds or more, not {getattr(self, name)}")
+        if getattr(self, "min_samples", 1) < 1:
+            raise ConfigError(f"rollout.min_samples must be 1 or more, not {self.min_samples}")  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap(_Common):
+    """All traffic at once, as soon as every replica holds the version. For `watch_s` seconds after it the guardrails
+    hold it against what the champion before it did, and may take it back; 0 does not watch."""
+
+    kind: ClassVar[str] = "swap"
+    watch_s: float = 0.0
+
+    def shares(self, step: int) -> Mapping[str, float]:
+        return {CHAMPION: 1.0}
+
+    def roles(self, step: int, version: str) -> Mapping[str, str]:
+        return {CHALLENGER: version} if step == STAGING else {CHAMPION: version}
+
+    def next(self, trial: Trial, evidence: Evidence, now: datetime) -> Action:
+        if _seconds(trial.since, now) >= self.watch_s:
+            return Action("promote", f"no guardrail was broken in {self.watch_s:g} s")
+        return Action("hold", "it is being watched")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary(_Common):
+    """A growing share of units, step by step, each of `min_samples` requests to the challenger and `min_s` seconds at
+    least; after the last step it is promoted. One that is not through after `max_s` seconds is stopped."""
+
+    kind: ClassVar[str] = "canary"
+    steps: tuple[float, ...] = (0.01, 0.05, 0.25, 0.5, 1.0)
+    min_samples: int = 1000
+    min_s: float = 60.0
+    max_s: float = 86_400.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (
+            not self.steps
+            or list(self.steps) != sorted(set(self.steps))
+            or not 0 < self.steps[0] <= self.steps[-1] <= 1
+        ):
+            raise ConfigError(f"rollout.steps must be growing shares above 0 and up to 1, not {list(self.steps)}")
+
+    def shares(self, step: int) -> Mapping[str, float]:
+        share = self.steps[step] if step >= 0 else 0.0
+        return {CHAMPION: 1.0 - share, CHALLENGER: share}
+
+    def roles(self, step: int, version: str) -> Mapping[str, str]:
+        return {CHALLENGER: version}
+
+    def next(self, trial: Trial, evidence: Evidence, now: datetime) -> Action:
+        requests = evidence.challenger(trial.step).requests
+        share = f"{100 * self.steps[trial.step]:g} %"
+        if requests >= self.min_samples and _seconds(trial.since, now) >= self.min_s:
+            if trial.step + 1 == len(self.steps):
+                return Action("promote", f"sound in {requests} requests at {share}")
+            return Action("step", f"sound in {requests} requests at {share}", trial.step + 1)
+        if _seconds(trial.started_at, now) > self.max_s:
+            return Action("stop", f"not through after {self.max_s:g} s: {requests} requests at {share}")
+        return Action("hold", f"{requests} of {self.min_samples} requests at {share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shadow(_Common):
+    """Copies of requests, which nobody waits for and no client sees, until `min_samples` were compared over `min_s`
+    seconds. Then it is promoted if it agrees with the champion in `min_agreement` of the rows (null: in any), or `then`
+    stops with the report."""
+
+    kind: ClassVar[str] = "shadow"
+    min_samples: int = 500
+    min_s: float = 60.0
+    max_s: float = 86_400.0
+    min_agreement: float | None = None
+    then: Then = "promote"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise ConfigError(
+                f"rollout.min_agreement must be between 0 and 1, or null for any, not {self.min_agreement}"
+            )
+
+    def shares(self, step: int) -> Mapping[str, float]:
+        return {CHAMPION: 1.0}
+
+    def roles(self, step: int, version: str) -> Mapping[str, str]:
+        return {SHADOW: version}
+
+    def next(self, trial: Trial, evidence: Evidence, now: datetime) -> Action:
+        found = evidence.challenger(None)
+        if found.compared >= self.min_samples and _seconds(trial.since, now) >= self.min_s:
+            agreement = found.agreed / found.compared
+            report = f"agrees with the champion in {agreement:.2%} of {found.compared} rows"
+            if self.min_agreement is not None and agreement < self.min_agreement:
+                return Action("roll_back", f"it {report}, fewer than {self.min_agreement:.2%}")
+            return Action(self.then, f"it {report}")
+        if _seconds(trial.started_at, now) > self.max_s:
+            return Action("stop", f"only {found.compared} rows were compared in {self.max_s:g} s")
+        return Action("hold", f"{found.compared} of {self.min_samples} rows are compared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ABTest(_Common):
+    """A fixed share of units, until the labels say who is better. The settings are those of
+    `cltrain.online.design.Experiment`. metrics: `loss`, a row, and `reward`, the sum of a unit's numeric labels of
+    guardrails.reward_type; without any it is the loss, of which a difference of 0.02 matters. After `max_s` seconds,
+    or at the horizon, without a verdict `at_end` says what to do."""
+
+    kind: ClassVar[str] = "ab"
+    share: float = 0.5
+    metrics: tuple[Metric, ...] = ()
+    level: float = 0.05
+    power: float = 0.8
+    test: Literal["always", "horizon"] = "always"
+    horizon_units: int = 100_000
+    cycle: str = "1d"
+    min_cycles: int = 1
+    min_units: int = 100
+    sample_ratio_level: float = 0.001
+    max_s: float = 2_592_000.0
+    at_end: Then = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share < 1:
+            raise ConfigError(f"rollout.share must be between 0 and 1, not {self.share}")
+        for metric in self.metrics:
+            if metric.name not in (LOSS, REWARD):
+                raise ConfigError(f"rollout.metrics are loss and reward, not {metric.name}")
+            if metric.name == REWARD and self.guardrails.reward_type is None:
+                raise ConfigError("rollout.metrics: reward needs rollout.guardrails.reward_type, the feedback meant")
+        try:
+            self.experiment("salt")
+        except ConfigError as error:
+            raise ConfigError(f"rollout: {error}") from error
+
+    def experiment(self, salt: str) -> Experiment:
+        names = ("level", "power", "test", "horizon_units", "cycle", "min_cycles", "min_units")
+        given = {name: getattr(self, name) for name in (*names, "sample_ratio_level")}
+        metrics = self.metrics or (Metric(name=LOSS, effect=0.02, better="lower"),)
+        return Experiment(salt=salt, shares=dict(self.shares(0)), metrics=metrics, **given)
+
+    def shares(self, step: int) -> Mapping[str, float]:
+        share = self.share if step >= 0 else 0.0
+        return {CHAMPION: 1.0 - share, CHALLENGER: share}
+
+    def roles(self, step: int, version: str) -> Mapping[str, str]:
+        return {CHALLENGER: version}
+
+    def next(self, trial: Trial, evidence: Evidence, now: datetime) -> Action:
+        experiment = self.experiment(trial.id)
+        tally = tally_of(experiment, evidence.outcomes)
+        said = conclude(experiment, tally, now - trial.since)
+        why = "; ".join(said.reasons)
+        if said.action == "go_on" and _seconds(trial.since, now) > self.max_s:
+            return Action("stop", f"no verdict after {self.max_s:g} s: {why}")
+        if said.sample_ratio_p <= self.sample_ratio_level and said.action == "horizon":
+            return Action("stop", why)
+        done: dict[str, Action] = {
+            "go_on": Action("hold", why),
+            "promote": Action("promote", why),
+            "harm": Action("roll_back", why),
+            "futility": Action(self.at_end, why),
+            "horizon": Action(self.at_end, why),
+        }
+        return done[said.action]
+
+
+def tally_of(experiment: Experiment, outcomes: Outcomes) -> Tally:
+    """What the experiment has seen, period by period."""
+    tally = Tally(experiment)
+    for index, period in enumerate(outcomes.periods):
+        if index:
+            tally.begin(experiment.shares)
+        for arm in experiment.shares:
+            tally.expose(arm, period.exposed.get(arm, 0))
+            for metric, moments in period.moments.get(arm, {}).items():
+                if metric in {m.name for m in experiment.metrics}:
+                    tally.observe(arm, metric, moments)
+    return tally
+
+
+def _seconds(since: datetime, now: datetime) -> float:
+    return (now - since).total_seconds()
+
+
+KINDS: Mapping[str, Any] = {kind.kind: kind for kind in (Swap, Canary, Shadow, ABTest)}
