@@ -295,6 +295,7 @@ def loop_settings(events: Path, rounds: int) -> Settings:
         "train.stateless.checkpoint_steps=6",
         "train.stateful.checkpoint_steps=6",
         "gate.floor=10",
+        "gate.max_latency=null",  # which would let the machine's load decide
         "serve=none",
         "cluster.workers=0",
         f"max_rounds={rounds}",

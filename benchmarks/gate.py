@@ -132,7 +132,7 @@ class Line:
         self.model = settings["model"]
         self.method, self.train = build(settings["method"], "method"), build(settings["train"], "train")
         self.contract, self.gate = Contract(), NonInferiority()
-        self.evaluation, self.checks = Evaluation(resamples=500), Checks(importance_rows=0)
+        self.evaluation = Evaluation(resamples=500, checks=Checks(importance_rows=0))
         self.champion: State | None = None
         self.held_out: list[tuple[int, pa.Table]] = []
         self.shapes: list[Shape] = []
@@ -175,9 +175,7 @@ class Line:
         assert self.champion is not None
         ours, theirs = Predictor.of(challenger), Predictor.of(self.champion)
         card = self.evaluation.card(ours, theirs, held_out, self.seed)
-        findings = self.checks.examine(ours, theirs, held_out, self.seed).findings
-        own = tuple(f for f in card.findings if f.kind != "labels")
-        return self.gate.judge(replace(card, findings=(*own, *findings), champion_latency_ms=None))
+        return self.gate.judge(replace(card, champion_latency_ms=None))
 
 
 def streamed(stream: Stream, seeds: list[int], weeks: int) -> Iterator[dict[str, Any]]:

@@ -11,22 +11,39 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from sqlalchemy import insert
 
+from cltrain.data.row_index import index_name, keys_of, row_index
 from cltrain.errors import ConflictError
 from cltrain.records import Challenger, Cursor, ReportCard, Snapshot, Verdict, to_json
 from cltrain.registry import Registry, Store, impact
-from cltrain.registry.tables import AliasMoveRow, AliasRow, DependencyRow, SettingsRow, SnapshotFileRow, VersionRow
+from cltrain.registry.segments import add_indexes
+from cltrain.registry.tables import (
+    AliasMoveRow,
+    AliasRow,
+    DependencyRow,
+    SettingsRow,
+    SnapshotFileRow,
+    SnapshotRow,
+    VersionRow,
+)
+from cltrain.rows import Answer, versions_with
+from cltrain.storage import write_arrow
 
 CHAIN, SMALL = 100, 100
+HOUR_US = 3_600_000_000
 START = datetime(2024, 1, 1, tzinfo=UTC)
 BASE, RANKER = "embedding", "ranker"
 
@@ -73,13 +90,20 @@ QUESTIONS: dict[str, Callable[[Registry], object]] = {
     "versions, page in the middle": lambda registry: registry.versions(last=100, before="1.50"),
     "descendants of a root": lambda registry: Registry(registry.store, BASE).descendants("1.0"),
     "impact of a file": lambda registry: impact(registry.store, file="f" * 60 + "0050"),
+    "rows, of one row": lambda registry: _known(versions_with(registry.store, "50#3")),
     "champion at an instant": lambda registry: registry.champion_at(START + timedelta(hours=50)),
     "promote": lambda registry: registry.rollback(reason="measured"),
 }
 
 
+def _known(answer: Answer) -> Answer:
+    assert answer.places[0].versions
+    return answer
+
+
 def fill(store: Store, versions: int, rows_each: int) -> None:
     """Write what `versions` rounds of two models would leave, all at once."""
+    index(store, versions, rows_each)
     with store.writing() as session:
         session.execute(insert(SettingsRow), [{"digest": "s", "settings": {"seed": 0, "train": {"steps": 100}}}])
         for model in (BASE, RANKER):
@@ -89,11 +113,20 @@ def fill(store: Store, versions: int, rows_each: int) -> None:
         session.execute(insert(DependencyRow), depends)
         files = [
             {"snapshot_digest": _digest(model, i), "name": f"{j}.parquet", "file_digest": "f" * 60 + f"{j:04d}"}
+            | {"seen": j < i, "index_digest": f"{j:064d}"}
             for model in (BASE, RANKER)
             for i in range(versions)
             for j in {i, max(0, i - 1)}
         ]
         session.execute(insert(SnapshotFileRow), files)
+        rule = {"split": "train", "excluded": [], "holdout_share": 0.1, "seed": 0, "cut_off": None}
+        rule |= {"start_us": None, "end_us": None}
+        rules = [
+            {"digest": _digest(model, i), "until_us": HOUR_US * (i + 1), "after_us": HOUR_US * i, **rule}
+            for model in (BASE, RANKER)
+            for i in range(versions)
+        ]
+        session.execute(insert(SnapshotRow), rules)
         crowned = names[::10]
         moves = [
             {"model": RANKER, "alias": "champion", "old": crowned[i - 1] if i else None, "new": new, "epoch": i + 1}
@@ -103,6 +136,18 @@ def fill(store: Store, versions: int, rows_each: int) -> None:
         session.execute(insert(AliasMoveRow), moves)
         for alias, version in (("champion", crowned[-1]), ("previous", crowned[-2])):
             session.add(AliasRow(model=RANKER, alias=alias, version=version, epoch=len(moves)))
+
+
+def index(store: Store, files: int, rows: int) -> None:
+    """Indexes of the files, of which each holds one hour, with labels up to an hour later."""
+    os.makedirs(store.storage.path("rows"), exist_ok=True)
+    draw = np.random.default_rng(0)
+    for i in range(files):
+        event = HOUR_US * i + np.sort(draw.integers(0, HOUR_US, rows))
+        ids = pa.array([f"{i}#{j}" for j in range(rows)])
+        table = row_index(keys_of(ids), event, event + draw.integers(0, HOUR_US, rows))
+        write_arrow(Path(store.storage.path(index_name(f"{i:064d}"))), table)
+    add_indexes(store, {f"{i:064d}": rows for i in range(files)})
 
 
 def name_of(i: int) -> str:
@@ -169,7 +214,7 @@ def _race(store: Store, processes: int, moves: int) -> float:
     start.wait()
     started = time.perf_counter()
     while any(racer.is_alive() for racer in racers):
-        assert len([v for v in registry.versions(last=CHAIN, before="2.0") if "champion" in v.aliases]) <= 1
+        assert len([v for v in registry.lineage("1.3") if "champion" in v.aliases]) <= 1
         assert registry.champion() is not None
         time.sleep(0.1)
     took = time.perf_counter() - started

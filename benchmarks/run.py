@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-CASES = ("step", "micro", "scaling", "streams")
+CASES = ("step", "micro", "scaling", "streams", "registry", "crash", "online", "gate", "freshness")
 ROOT = Path(__file__).resolve().parent.parent
 
 

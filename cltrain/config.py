@@ -105,7 +105,7 @@ def _checked(part: Any, given: Mapping[str, Any], path: str) -> dict[str, Any]:
     for key, value in given.items():
         name = _below(path, key)
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
+            close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {_below(path, close[0])}?" if close else f"it has: {', '.join(fields) or 'none'}"
             raise ConfigError(f"{name}: {part.__name__} has no such setting; {hint}")
         if value == "???":

@@ -16,7 +16,7 @@ from cltrain.cluster.local import LocalRunner
 from cltrain.cluster.session import Cluster
 from cltrain.config import build
 from cltrain.data.event_log import EventLog, Source
-from cltrain.data.snapshot import Snapshots, SnapshotSettings, cache_name
+from cltrain.data.snapshot import DERIVED, Snapshots, SnapshotSettings, cache_name
 from cltrain.errors import CltrainError, DigestError, StoreError
 from cltrain.parts import Runner
 from cltrain.records import Challenger, Json, UpdateRequest
@@ -206,7 +206,7 @@ def manifest_of(storage: Storage, digest: str) -> Json:
     if not storage.exists(name):
         raise StoreError(f"{storage.path(name)} is not there, so nobody knows which rows it named")
     manifest = storage.read_json(name)
-    if digest_json({k: v for k, v in manifest.items() if k != "row_count"}) != digest:
+    if digest_json({k: v for k, v in manifest.items() if k not in DERIVED}) != digest:
         raise DigestError(f"{storage.path(name)} was altered: its digest is not its name")
     return manifest
 

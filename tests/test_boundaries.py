@@ -24,7 +24,12 @@ ALLOWED = {
     "registry": set(),
     "online": set(),
     "freshness": {"config", "data", "evaluate", "methods", "train"},
-    "tracking": set(),
+    "tracking": {"evaluate"},
+    # Around the loop, as a job is: a trial of it is the loop itself.
+    "backtest": {
+        *{"assemble", "cluster", "config", "data", "evaluate", "loop", "models", "observe", "parts"},
+        *{"registry", "search", "summary", "tracking", "train"},
+    },
     "cluster": {"config", "data", "train", "registry"},
 }
 ONE_FILE = {

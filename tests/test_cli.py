@@ -73,6 +73,23 @@ def test_promote_and_rollback_move_the_champion_and_stay_on_record(store: str) -
     assert moves[-1]["reason"].startswith("rollback")
 
 
+def test_people_approve_and_reject_by_name_and_with_a_comment(store: str) -> None:
+    said = call_json("approve", "1.1", "--by", "ann", "--comment", "looked at it", "--store", store)
+    assert (said["version"], said["state"], said["by"]) == ("1.1", "approved", "ann")
+    assert call("reject", "1.1", "--by", "bob", "--store", store).exit_code == 2, "it is approved already"
+    assert "is rejected" in call("reject", "1.2", "--by", "bob", "--comment", "too slow", "--store", store).output
+    answer = call("approve", "1.2", "--by", "ann", "--store", store)
+    assert answer.exit_code == 2
+    assert "was rejected by bob: too slow" in answer.stderr
+
+
+def test_the_options_of_the_store_come_after_those_of_the_command(store: str) -> None:
+    shown = call("gc", "--help").output
+    assert [shown.index(option) for option in ("--keep-last", "--store", "--store-url", "--model", "--json")] == sorted(
+        shown.index(option) for option in ("--keep-last", "--store", "--store-url", "--model", "--json")
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

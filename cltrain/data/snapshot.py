@@ -20,6 +20,7 @@ import pyarrow as pa
 from cltrain.clock import to_us
 from cltrain.data.event_log import EventLog, LogFile, Part, row_times
 from cltrain.data.holdout import is_held_out
+from cltrain.data.row_index import write_index
 from cltrain.data.schema import Schema, with_features
 from cltrain.errors import ConfigError, DigestError, StoreError
 from cltrain.records import EVENT_ID, EVENT_TIME, Cursor, Snapshot
@@ -29,6 +30,7 @@ from cltrain.storage import Storage, digest_json, read_arrow
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "holdout", "all"]
+DERIVED = ("row_count", "cut_off", "indexes")  # of a manifest, what its digest does not cover
 CACHE_ROWS = 65_536
 CACHE_BYTES = 256 << 20
 
@@ -101,6 +103,7 @@ class Snapshots:
     def __init__(self, log: EventLog, storage: Storage, settings: SnapshotSettings, seed: int = 0) -> None:
         self._log, self._storage, self._settings, self._seed = log, storage, settings, seed
         self.excluded: tuple[tuple[int, int], ...] = ()
+        self._indexed: dict[str, str] = {}  # file: digest of the index of its rows
 
     def cursor(self, until: datetime) -> Cursor:
         """Where a version stands that had the chance to learn from all that was known before `until`."""
@@ -142,7 +145,8 @@ class Snapshots:
         )
 
     def freeze(self, rule: Rule) -> Snapshot:
-        """Write the manifest, decode its rows into the cache, and count them."""
+        """Write the manifest, decode its rows into the cache, and count them. Of what is trained on, an index of each
+        file's rows is kept, from which `cltrain rows` answers when the file is gone."""
         seen = set(rule.seen)
         files = [
             file
@@ -160,8 +164,22 @@ class Snapshots:
         rows, late = self._decode(digest, rule, files, schema)
         name = f"snapshots/{digest}.json"
         if not self._storage.exists(name):
-            self._storage.write_json(name, manifest | {"row_count": rows})
+            derived = {"row_count": rows, "cut_off": self._cut_off(digest, rule, rows)}
+            if rule.split == "train":
+                derived["indexes"] = [self._index(file) for file in files]
+            self._storage.write_json(name, manifest | derived)
         return Snapshot(digest=digest, role=rule.role, rows=rows, late_rows=late)
+
+    def _index(self, file: LogFile) -> str:
+        if file.name not in self._indexed:
+            self._indexed[file.name] = write_index(self._log, self._storage, file)
+        return self._indexed[file.name]
+
+    def _cut_off(self, digest: str, rule: Rule, rows: int) -> float | None:
+        """Of a sample, the hash of an id up to which rows are in it; None where no row was left out."""
+        if rule.max_rows is None or rows < rule.max_rows:
+            return None
+        return float(hash_ids(read_rows(self._storage, digest).column(EVENT_ID), salt=rule.seed).max())
 
     def _decode(self, digest: str, rule: Rule, files: list[LogFile], schema: Schema) -> tuple[int, int]:
         """Write the rows into the cache unless they are there; how many they are, and how many of them are late."""

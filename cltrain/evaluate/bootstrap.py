@@ -29,7 +29,7 @@ def paired_interval(
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     n, mean, std = len(difference), float(difference.mean()), float(difference.std())
-    if std == 0.0:
+    if std == 0.0 or not np.isfinite(std):
         return mean, mean, mean
     skewness = float((((difference - mean) / std) ** 3).mean())
     scores = [_accelerated(_NORMAL.inv_cdf(q), skewness / (6 * n**0.5)) for q in (level, 1 - level)]

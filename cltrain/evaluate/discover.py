@@ -23,6 +23,7 @@ MOST_VALUES = 50  # of a category: the most frequent ones
 PER_PAIR = 3  # candidates of each pair of columns
 POOL = 120  # candidates that are looked at once more
 GAIN = 1.1  # by so much two conditions must be clearer than either alone
+DOUBT = 4.0  # standard errors that are taken off a difference before slices are put in order: thousands are looked at
 CLEAR = 2.5  # standard errors: below this a candidate is not worth confirming
 _NORMAL = NormalDist()
 Conditions = tuple[tuple[int, int], ...]  # one or two, as number of the axis and of its condition
@@ -67,7 +68,7 @@ def axes(table: pa.Table, skip: frozenset[str], min_rows: int) -> list[Axis]:
 def discover(
     columns: list[Axis], values: np.ndarray, generator: np.random.Generator, count: int, min_rows: int, level: float
 ) -> list[Found]:
-    """At most `count` slices in which the mean of `values` (N,) is higher than in the other rows, the clearest first;
+    """At most `count` slices in which the mean of `values` (N,) is higher than in the other rows, the worst first;
     each of at least `min_rows` rows on both halves, and chosen with the rows of the ones before it left out. That any
     of them is there by chance has a probability of `level` at most."""
     if not columns or len(values) < 4 * min_rows:
@@ -82,7 +83,7 @@ def discover(
         sides = (values[mask & left], values[left & ~mask])
         inside, outside = (np.array([len(v), v.sum(), np.square(v).sum()]) for v in sides)
         rule = " and ".join(columns[i].rules[c] for i, c in conditions)
-        tried.append(Found(rule, mask, ~searched, float(_welch(inside, outside, min_rows))))
+        tried.append(Found(rule, mask, ~searched, float(_welch(inside, outside, min_rows)[0])))
         left &= ~mask
     kept = _holm([1 - _NORMAL.cdf(found.z) for found in tried], level)
     return [found for found, ok in zip(tried, kept, strict=True) if ok]
@@ -185,7 +186,8 @@ def _chosen(
     count: int,
     min_rows: int,
 ) -> list[Conditions]:
-    """The clearest one, then the clearest one in the rows that are left, and so on."""
+    """The worst one, then the worst one in the rows that are left, and so on: by the difference that is left when
+    `DOUBT` is taken off, as a slight one of half of the rows is clearer than a bad one of a few, and matters less."""
     chosen: list[Conditions] = []
     if not candidates:
         return chosen
@@ -194,8 +196,8 @@ def _chosen(
     moments = np.stack([np.ones(len(rows)), values[rows], np.square(values[rows])])
     while len(chosen) < count:
         ours = np.stack([moments @ mask for mask in inside])
-        z = _welch(ours, moments.sum(axis=1) - ours, min_rows)
-        best = int(np.argmax(z))
+        z, error = _welch(ours, moments.sum(axis=1) - ours, min_rows)
+        best = int(np.argmax(np.where(z >= CLEAR, (z - DOUBT) * error, -np.inf)))
         if z[best] < CLEAR:
             break
         chosen.append(candidates[best])
@@ -203,9 +205,9 @@ def _chosen(
     return chosen
 
 
-def _welch(inside: np.ndarray, outside: np.ndarray, min_rows: int) -> np.ndarray:
-    """Standard errors by which the mean inside is above the mean outside, given (..., 3) rows, sums and sums of
-    squares; minus infinity where there are too few rows on either side."""
+def _welch(inside: np.ndarray, outside: np.ndarray, min_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors by which the mean inside is above the mean outside, minus infinity where there are too few rows
+    on either side; and how large one is. Given (..., 3) rows, sums and sums of squares."""
     least = max(min_rows, 2)
     fits = np.minimum(inside[..., 0], outside[..., 0]) >= least
     means, errors = [], []
@@ -214,7 +216,9 @@ def _welch(inside: np.ndarray, outside: np.ndarray, min_rows: int) -> np.ndarray
         means.append(part[..., 1] / rows)
         errors.append(np.maximum(part[..., 2] / rows - np.square(means[-1]), 0.0) / rows)
     error = np.sqrt(errors[0] + errors[1])
-    return np.where(fits & (error > 0), (means[0] - means[1]) / np.where(error > 0, error, 1.0), -np.inf)
+    known = fits & (error > 0)
+    error = np.where(known, error, 1.0)
+    return np.where(known, (means[0] - means[1]) / error, -np.inf), error
 
 
 def _holm(p: list[float], level: float) -> list[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cltrain.errors import ConfigError
 from cltrain.evaluate.cache import Memory, Score, Scorer, score_here
+from cltrain.evaluate.checks import Checks
 from cltrain.evaluate.compare import Comparer
 from cltrain.evaluate.measures import TASKS, Measure, needs_groups, parse
 from cltrain.evaluate.metrics import MetricSums
@@ -41,7 +42,7 @@ class Evaluation:
     found_slices: how many to search for at most, both where the challenger loses most and where it loses more than the
     champion; found_share: the least share of the rows that such a slice has. flip_tolerance: in standard deviations of
     the label, by how much an error must grow to count as a flip. spots: rows to show to a person, with their features,
-    so none unless you ask."""
+    so none unless you ask. checks: what is tested beside the metrics."""
 
     level: float = 0.05
     resamples: int = 1_000
@@ -58,6 +59,7 @@ class Evaluation:
     found_share: float = 0.01
     flip_tolerance: float = 0.1
     spots: int = 0
+    checks: Checks = field(default_factory=Checks)
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 0.5:
@@ -91,6 +93,7 @@ class Evaluation:
     def check(self, task: str, columns: Sequence[str]) -> None:
         """Raise `ConfigError` where a metric is not of the task, or a column that is named is not among `columns`."""
         self.measures(task)
+        self.checks.require(columns)
         named = [("weight", self.weight), ("group", self.group)]
         named += [("slices", column) for part in map(declared, self.slices) for column in part.columns]
         for setting, column in named:
@@ -150,7 +153,8 @@ class Evaluation:
         )
         if cache:
             cache.close()
-        return card
+        examined = self.checks.examine(challenger, champion, held_out, derive_seed(seed, "checks"))
+        return replace(card, findings=(*card.findings, *examined.findings), importance=examined.importance)
 
     def weigh(
         self,

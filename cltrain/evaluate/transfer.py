@@ -1,8 +1,9 @@
 """The transfer matrix version × window in numbers: what learning on one window did to the others.
 
 The measures are those of Lopez-Paz and Ranzato (2017) and Chaudhry et al. (2018), of losses, where lower is better, so
-that every sign is turned: transfer above 0 is good, forgetting above 0 is bad, both in the units of the loss. A window
-counts as learned by the version that was made in its round. Cells that were never measured are left out of the means.
+that every sign is turned: transfer above 0 is good, forgetting above 0 is bad, both in the units of the loss. A version
+is measured on no window before it came, so the first one measured on a window is the first that learned from it. Cells
+that were never measured are left out of the means.
 """
 
 from __future__ import annotations
@@ -14,75 +15,59 @@ import numpy as np
 
 from cltrain.records import Json
 
-Rows = Sequence[Json]  # of one card: window, rows, loss, and champion and constant where they are known
+Cells = Sequence[Json]  # of one card: window, rows, loss, and champion and constant where they are known
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """losses (V, W), NaN where not measured; learned (V,): the place of the window that each version learned last, or
-    -1; before (W,): the loss on a window of the champion that met it, before it was learned from; constant (W,): the
-    least loss of one and the same answer for all its rows; rows (W,)."""
+    """losses (V, W), NaN where not measured; before (W,): the loss on a window of the champion that met it, before it
+    was learned from; constant (W,): the least loss of one and the same answer for all its rows; rows (W,)."""
 
     versions: tuple[str, ...]
     windows: tuple[int, ...]
     losses: np.ndarray
-    learned: np.ndarray
     before: np.ndarray
     constant: np.ndarray
     rows: np.ndarray
 
     @classmethod
-    def of(cls, cards: Sequence[tuple[str, int, Rows]]) -> Transfer:
-        """From versions in the order in which they were learned: name, number of the round, and the `transfer` of its
-        report card. Versions of one line, such as the champions, as the measures speak of one learner."""
-        windows = tuple(sorted({cell["window"] for _, _, cells in cards for cell in cells}))
+    def of(cls, cards: Sequence[tuple[str, Cells]]) -> Transfer:
+        """From versions in the order in which they were made, with the `transfer` of their report cards: versions of
+        one line, such as the champions, as the measures speak of one learner."""
+        windows = tuple(sorted({cell["window"] for _, cells in cards for cell in cells}))
         place = {window: i for i, window in enumerate(windows)}
         losses = np.full((len(cards), len(windows)), np.nan)
         before, constant = np.full((2, len(windows)), np.nan)
         rows = np.zeros(len(windows))
-        learned = np.array([place.get(window, -1) for _, window, _ in cards], int)
-        for i, (_, window, cells) in enumerate(cards):
+        for i, (_, cells) in enumerate(cards):
+            newest = max((cell["window"] for cell in cells), default=None)
             for cell in cells:
                 at = place[cell["window"]]
                 losses[i, at], rows[at] = cell["loss"], cell["rows"]
                 if cell.get("constant") is not None:
                     constant[at] = cell["constant"]
-                if cell["window"] == window and cell.get("champion") is not None:
+                if cell["window"] == newest and cell.get("champion") is not None:
                     before[at] = cell["champion"]
-        return cls(tuple(name for name, _, _ in cards), windows, losses, learned, before, constant, rows)
+        return cls(tuple(name for name, _ in cards), windows, losses, before, constant, rows)
 
     def summary(self) -> Json:
         """average: mean loss of the last version over the windows it was measured on. backward: by how much the last
-        version is better on windows than the version that had just learned them (below 0 it forgot). forward: by how
-        much the champion that met a window was better there than the best constant answer (Lopez-Paz and Ranzato take
-        an untrained network, whose loss says nothing of ours). forgetting: by how much the last version is worse on a
-        window than the best version since it was learned. None where no cell says it."""
-        if not len(self.losses):
-            return {"average": None, "backward": None, "forward": None, "forgetting": None}
-        last = self.losses[-1]
-        own = self.own
-        # Windows that a version before the last one learned; the best is of those since then, before the last.
-        best = np.full(len(last), np.nan)
-        for version, window in enumerate(self.learned[:-1]):
-            since = self.losses[version:-1, window]
-            if window >= 0 and not np.isnan(since).all():
-                best[window] = np.nanmin(since)
-        own = np.where(np.isnan(best), np.nan, own)
+        version is better on a window than the first one measured there (below 0 it forgot). forward: by how much the
+        champion that met a window was better there than the best constant answer (Lopez-Paz and Ranzato take an
+        untrained network, whose loss says nothing of ours). forgetting: by how much the last version is worse on a
+        window than the best one before it. None where no cell says it."""
+        last, earlier = (self.losses[-1], self.losses[:-1]) if len(self.losses) else (np.zeros(0), np.zeros((0, 0)))
+        known = ~np.isnan(earlier)
+        first, best = np.full((2, len(last)), np.nan)
+        for window in np.flatnonzero(known.any(axis=0)):
+            first[window] = earlier[known[:, window].argmax(), window]
+            best[window] = np.nanmin(earlier[:, window])
         return {
             "average": _mean(last),
-            "backward": _mean(own - last),
+            "backward": _mean(first - last),
             "forward": _mean(self.constant - self.before),
             "forgetting": _mean(last - best),
         }
-
-    @property
-    def own(self) -> np.ndarray:
-        """(W,) the loss on each window of the first version that learned it."""
-        own = np.full(len(self.windows), np.nan)
-        for version, window in reversed(list(enumerate(self.learned))):
-            if window >= 0:
-                own[window] = self.losses[version, window]
-        return own
 
     def composite(self) -> list[Json]:
         """The curve of the champion of the moment: for each window its `loss` there before it was learned from, and

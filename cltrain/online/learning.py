@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -90,7 +91,7 @@ class Bandit:
         self.sums = Sums.empty(len(arms), features if policy.contextual else 0)
         self.horizon = _us(label_horizon)
         self.latest = 0
-        self.seen: dict[str, int] = {}
+        self.seen: OrderedDict[str, int] = OrderedDict()  # in order of arrival
         self.counts = {"learned": 0, "repeated": 0, "too_late": 0, "other_arms": 0}
 
     def learn(self, outcomes: Iterable[Outcome]) -> int:
@@ -127,7 +128,8 @@ class Bandit:
         discount = self._discount(latest - self.latest) if self.latest else 1.0
         sums, self.latest = self.sums, latest
         self.sums = Sums(gram=sums.gram * discount, moment=sums.moment * discount, square=sums.square * discount)
-        self.seen = {key: at for key, at in self.seen.items() if at >= latest - self.horizon}
+        while self.seen and next(iter(self.seen.values())) < latest - self.horizon:
+            self.seen.popitem(last=False)
 
     def _discount(self, age: int) -> float:
         return 1.0 if self.policy.half_life is None else 0.5 ** (age / _us(self.policy.half_life))
@@ -150,7 +152,7 @@ class Bandit:
             "policy": _settings(self.policy),
             **_arrays(self.arms, self.sums),
             "latest": self.latest,
-            "seen": dict(self.seen),
+            "seen": list(self.seen.items()),
             "counts": dict(self.counts),
         }
 
@@ -160,7 +162,8 @@ class Bandit:
             raise ConfigError(f"the bandit's state is of {state['policy']}, not of {_settings(self.policy)}")
         self.arms = tuple(state["arms"])
         self.sums = Sums(**{name: np.array(state[name], np.float64) for name in ("gram", "moment", "square")})
-        self.latest, self.seen, self.counts = state["latest"], dict(state["seen"]), dict(state["counts"])
+        self.latest, self.counts = state["latest"], dict(state["counts"])
+        self.seen = OrderedDict(state["seen"])
 
 
 def _check_reward(outcome: Outcome, policy: Policy) -> None:

@@ -56,7 +56,10 @@ class Sums:
 
 
 def best_of_betas(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A,) chance that each of independent beta variables is the largest."""
+    """(A,) chance that each of independent beta variables is the largest. Those of more than 100 rewards and failures
+    each are normal for all purposes, and much quicker to compute."""
+    if min(a.min(), b.min()) > 100:
+        return best_of_normals(a / (a + b), np.sqrt(a * b / (a + b + 1)) / (a + b))
     points = special.betaincinv(a[:, None], b[:, None], _LEVELS)
     return _best(points, lambda x: special.betainc(a[:, None], b[:, None], x))
 

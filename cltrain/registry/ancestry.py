@@ -6,20 +6,21 @@ A version has in it what its parent had, and what the versions of other models h
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CTE, and_, insert, literal, or_, select, union_all
+from sqlalchemy import CTE, and_, literal, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from cltrain.errors import ConfigError, StoreError
 from cltrain.registry.base import CHAMPION, OfModel
+from cltrain.registry.snapshots import index_snapshots, unread
 from cltrain.registry.store import Store
 from cltrain.registry.tables import AliasRow, DependencyRow, SnapshotFileRow, VersionRow
 from cltrain.registry.versions import VersionRecord, describe
 
 log = logging.getLogger(__name__)
+Node = tuple[str, str, str]  # model, version and digest of its snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,32 +108,6 @@ def impact(store: Store, *, snapshot: str | None = None, file: str | None = None
     )
 
 
-def unread(store: Store) -> list[str]:
-    """Digests of the snapshots of all versions whose files are not in the database yet."""
-    with store.reading() as session:
-        known = select(SnapshotFileRow.snapshot_digest)
-        query = select(VersionRow.snapshot_digest).where(VersionRow.snapshot_digest.not_in(known)).distinct()
-        return list(session.scalars(query.order_by(VersionRow.snapshot_digest)))
-
-
-def index_snapshots(store: Store, digests: Iterable[str]) -> None:
-    """Note the files that the manifests of these snapshots name; of those that are not there nothing is noted."""
-    found = {digest: store.storage.read_json(name) for digest in digests if store.storage.exists(name := _name(digest))}
-    if not found:
-        return
-    with store.writing() as session:
-        for digest, manifest in found.items():
-            here = SnapshotFileRow.snapshot_digest == digest
-            if session.scalars(select(SnapshotFileRow).where(here).limit(1)).first() is None:
-                files = manifest["files"] or [{"name": "", "digest": ""}]
-                rows = [{"snapshot_digest": digest, "name": f["name"], "file_digest": f["digest"]} for f in files]
-                session.execute(insert(SnapshotFileRow), rows)
-
-
-def _name(digest: str) -> str:
-    return f"snapshots/{digest}.json"
-
-
 def _is(model: str, version: str) -> Any:
     return and_(VersionRow.model == model, VersionRow.version == version)
 
@@ -148,15 +123,41 @@ def _ancestors(model: str, number: str) -> CTE:
 
 def _reached(session: Session, start: Any) -> list[VersionRow]:
     """Versions of `start`, pairs of model and version, and all that came from them, oldest first."""
-    steps = union_all(
-        select(VersionRow.model, VersionRow.version, VersionRow.model.label("of"), VersionRow.parent.label("from_")),
-        select(DependencyRow.model, DependencyRow.version, DependencyRow.on_model, DependencyRow.on_version),
-    ).subquery("steps")
-    down = start.cte("down", recursive=True)
-    down = down.union(
-        select(steps.c.model, steps.c.version).join(
-            down, and_(steps.c.of == down.c.model, steps.c.from_ == down.c.version)
-        )
-    )
+    down = _down(session, start)
     query = select(VersionRow).join(down, and_(VersionRow.model == down.c.model, VersionRow.version == down.c.version))
     return list(session.scalars(query.order_by(VersionRow.created_at, VersionRow.model, VersionRow.ordinal)))
+
+
+def inherited(session: Session, start: Any) -> dict[Node, tuple[str, str] | None]:
+    """`start`, pairs of model and version, and all that came from it, oldest first. Each has the version from which it
+    came: its parent, or else one that it depends on; None where neither is among them."""
+    down = _down(session, start)
+    here = and_(VersionRow.model == down.c.model, VersionRow.version == down.c.version)
+    columns = (VersionRow.model, VersionRow.version, VersionRow.snapshot_digest, VersionRow.parent)
+    rows = session.execute(select(*columns).join(down, here).order_by(VersionRow.created_at, VersionRow.ordinal)).all()
+    known = {(model, version) for model, version, _, _ in rows}
+    on = and_(DependencyRow.model == down.c.model, DependencyRow.version == down.c.version)
+    bases = select(DependencyRow.model, DependencyRow.version, DependencyRow.on_model, DependencyRow.on_version)
+    base = {(m, v): (on_m, on_v) for m, v, on_m, on_v in session.execute(bases.join(down, on)) if (on_m, on_v) in known}
+    return {
+        (model, version, snapshot): (model, parent) if (model, parent) in known else base.get((model, version))
+        for model, version, snapshot, parent in rows
+    }
+
+
+def _down(session: Session, start: Any) -> CTE:
+    """model and version of `start` and of all that came from it. SQLite takes several recursive terms, and would read
+    all versions at each step for one over a union; PostgreSQL takes one, and looks up each part of the union."""
+    down = start.cte("down", recursive=True)
+    child = (VersionRow.model, VersionRow.version, VersionRow.model, VersionRow.parent)
+    user = (DependencyRow.model, DependencyRow.version, DependencyRow.on_model, DependencyRow.on_version)
+    if session.get_bind().dialect.name == "sqlite":
+        return down.union(*(select(*step[:2]).where(_follows(step[2:], down)) for step in (child, user)))
+    names = ("model", "version", "of", "from_")
+    either = [select(*(column.label(name) for column, name in zip(step, names, strict=True))) for step in (child, user)]
+    steps = union_all(*either).subquery("steps").c
+    return down.union(select(steps.model, steps.version).where(_follows((steps.of, steps.from_), down)))
+
+
+def _follows(columns: Any, down: CTE) -> Any:
+    return and_(columns[0] == down.c.model, columns[1] == down.c.version)

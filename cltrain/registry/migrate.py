@@ -10,7 +10,7 @@ from sqlalchemy import Connection, inspect, text
 
 from cltrain.errors import StoreError
 
-HEAD = "0002"
+HEAD = "0003"
 VERSION_TABLE = "cltrain_revision"
 FOLDER = Path(__file__).with_name("migrations")
 

@@ -11,10 +11,11 @@ from cltrain.errors import StoreError
 from cltrain.records import Challenger, Json, ReportCard, Verdict, from_json, to_json
 from cltrain.registry import audit
 from cltrain.registry.aliases import Aliases
-from cltrain.registry.ancestry import Ancestry, index_snapshots
+from cltrain.registry.ancestry import Ancestry
 from cltrain.registry.annotations import Annotations
 from cltrain.registry.approvals import Approvals
 from cltrain.registry.base import CHALLENGER, CHAMPION, PREVIOUS
+from cltrain.registry.snapshots import index_snapshots
 from cltrain.registry.store import Store
 from cltrain.registry.tables import DependencyRow, SettingsRow, VersionRow
 from cltrain.registry.versions import VersionRecord, code_commit, package_versions

@@ -94,15 +94,49 @@ class DependencyRow(Base):
     on_version: Mapped[str] = mapped_column(primary_key=True)
 
 
+class SnapshotRow(Base):
+    """The rule of a snapshot that a version was trained on, as its manifest has it; times are microseconds. `cut_off`:
+    of a sample, the hash of an id up to which rows are in it. A snapshot without a row here has not been read yet."""
+
+    __tablename__ = "snapshots"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    split: Mapped[str]
+    until_us: Mapped[int] = mapped_column(BigInteger)
+    after_us: Mapped[int | None] = mapped_column(BigInteger)
+    start_us: Mapped[int | None] = mapped_column(BigInteger)
+    end_us: Mapped[int | None] = mapped_column(BigInteger)
+    excluded: Mapped[list[list[int]]] = mapped_column(JsonText)
+    holdout_share: Mapped[float]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    cut_off: Mapped[float | None]
+
+
 class SnapshotFileRow(Base):
-    """A file that the manifest of a snapshot names. A snapshot without rows here has not been read yet; one of no files
-    has a row with an empty name."""
+    """A file that the manifest of a snapshot names. seen: it was there before the version that the snapshot follows.
+    index_digest: name of the index of its rows; None if it was not made."""
 
     __tablename__ = "snapshot_files"
-    __table_args__ = (Index("snapshots_of_file", "file_digest"), Index("snapshots_of_file_name", "name"))
+    __table_args__ = (
+        Index("snapshots_of_file", "file_digest"),
+        Index("snapshots_of_file_name", "name"),
+        Index("snapshots_of_index", "index_digest"),
+    )
     snapshot_digest: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     file_digest: Mapped[str]
+    seen: Mapped[bool]
+    index_digest: Mapped[str | None]
+
+
+class RowIndexRow(Base):
+    """The index of a file's rows, and the blob that it is in: one of its own, or one that was merged from many."""
+
+    __tablename__ = "row_indexes"
+    __table_args__ = (Index("row_indexes_of_segment", "segment"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    rows: Mapped[int] = mapped_column(BigInteger)
+    segment: Mapped[str]
 
 
 class SettingsRow(Base):

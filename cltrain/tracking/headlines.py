@@ -133,7 +133,7 @@ def _served_tile(rounds: Sequence[Round], done: Json) -> Tile:
     failed = done.get("failed_requests", sum(f for _, f in told if f))
     if not answered and not failed:
         return Tile(name="Requests served", value="–", more="nothing was served in this run")
-    swaps = sum(r.roll_out is not None for r in rounds)
+    swaps = sum(r.roll_out is not None and r.roll_out.status == "promoted" for r in rounds)
     return Tile(
         name="Requests served",
         value=large(answered or 0),

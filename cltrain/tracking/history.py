@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cltrain.evaluate import transfer as transfer_measures
 from cltrain.records import Json, Round
 
 Fate = Literal["champion", "promoted", "accepted", "rejected"]
@@ -16,7 +17,9 @@ METRICS = {  # name: (label, whether higher is better)
     "rmse": ("RMSE", False),
     "mae": ("MAE", False),
     "auc": ("AUC", True),
+    "pr_auc": ("PR AUC", True),
     "accuracy": ("accuracy", True),
+    "f1": ("F1", True),
     "r2": ("R²", True),
     "brier": ("Brier score", False),
     "ece": ("calibration error", False),
@@ -47,7 +50,12 @@ class Entry:
 def entries(rounds: Sequence[Round]) -> list[Entry]:
     """All versions, oldest first."""
     served = {r.champion for r in rounds}
-    served |= {v for r in rounds if r.roll_out for v in (r.roll_out.version, r.roll_out.previous)}
+    served |= {
+        v
+        for r in rounds
+        if r.roll_out and r.roll_out.status == "promoted"
+        for v in (r.roll_out.version, r.roll_out.previous)
+    }
     now = rounds[-1].champion if rounds else None
 
     def fate(item: Json) -> Fate:
@@ -115,7 +123,17 @@ class Transfer:
 
 def losses(entry: Entry) -> dict[int, float]:
     """Window to loss of a version's row of the transfer matrix."""
-    return {int(c["window"]): v for c in entry.data.get("transfer") or () if (v := number(c.get("loss"))) is not None}
+    return losses_of(entry.data.get("transfer") or ())
+
+
+def measured(cells: Iterable[Json]) -> list[Json]:
+    """The cells that have a loss."""
+    return [{"rows": 1, **c} for c in cells if number(c.get("loss")) is not None]
+
+
+def losses_of(cells: Iterable[Json]) -> dict[int, float]:
+    """Window to loss of a row of the transfer matrix."""
+    return {int(c["window"]): float(c["loss"]) for c in measured(cells)}
 
 
 def transfer(found: Sequence[Entry]) -> Transfer:
@@ -123,18 +141,14 @@ def transfer(found: Sequence[Entry]) -> Transfer:
     last = next((i for i, e in enumerate(served) if e.fate == "champion"), len(served) - 1)
     if last < 0:
         return Transfer()
-    ours, own = losses(served[last]), served[last].round.index
-    before: dict[int, list[float]] = {}
-    for entry in served[:last]:
-        for window, loss in losses(entry).items():
-            before.setdefault(window, []).append(loss)
-    old = [k for k in ours if k < own and k in before]
+    cards = [(e.version, measured(e.data.get("transfer") or ())) for e in served[: last + 1]]
+    of = transfer_measures.Transfer.of(cards).summary()
     return Transfer(
         champion=served[last].version,
-        windows=len(ours),
-        mean=_mean(ours.values()),
-        backward=_mean(before[k][0] - ours[k] for k in old),
-        forgetting=_mean(ours[k] - min(before[k]) for k in old),
+        windows=len(cards[-1][1]),
+        mean=of["average"],
+        backward=of["backward"],
+        forgetting=of["forgetting"],
     )
 
 
@@ -219,8 +233,3 @@ def redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, str) and value:
         return "…" if _SECRET.search(name) else _USERINFO.sub(r"\1:…@", value)
     return value
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None

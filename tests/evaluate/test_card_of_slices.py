@@ -200,3 +200,33 @@ def test_windows_whose_columns_differ_are_weighed_together() -> None:
     held = [(0, table(1, 100).drop_columns(["hour"])), (1, table(2, 100))]
     made = Evaluation(slices=("hour >= 0",), found_slices=0).card(OURS, THEIRS, held, 0)
     assert (made.comparisons[0].rows, made.slices[0].rows) == (200, 100)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_the_other_tasks(task: str) -> None:
+    class Other(Version):
+        def score(self, table: pa.Table) -> Sample:
+            said, y = np.asarray(table.column(self.column)), np.asarray(table.column("_y"))
+            p = np.round(3 * said) if task == "multiclass" else said
+            return Sample(task, p, y, np.square(said - y))
+
+    held = [(0, table(9, 200)), (1, table())]
+    made = Evaluation(slices=({"column": "shop"},), spots=2).card(Other("_ours"), Other("_theirs"), held, 0)
+    assert from_json(ReportCard, json.loads(json.dumps(to_json(made)))) == made
+    expected = {"accuracy", "f1"} if task == "multiclass" else {"rmse", "mae", "r2"}
+    assert made.comparisons[0].metrics.keys() == expected
+    assert made.reliability == {}
+    assert made.slices[0].flips is not None
+
+
+def test_a_version_that_answers_with_no_number_still_has_a_card() -> None:
+    class Ruined(Version):
+        task = "regression"
+
+        def score(self, table: pa.Table) -> Sample:
+            p = np.full(table.num_rows, np.nan if self.column == "_ours" else 0.5)
+            y = np.asarray(table.column("_y"))
+            return Sample("regression", p, y, np.square(p - y))
+
+    made = Evaluation(slices=("x > 0",), spots=2).card(Ruined("_ours"), Ruined("_theirs"), [(0, table())], 0)
+    assert np.isnan(made.comparisons[0].high)  # type: ignore[arg-type]

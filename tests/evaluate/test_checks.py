@@ -122,7 +122,7 @@ def test_all_together_repeat() -> None:
 
 @pytest.mark.parametrize("option", ["default", "none", "thorough"])
 def test_options(option: str, settings_of: Callable[..., dict[str, Any]]) -> None:
-    settings = settings_of(f"+checks={option}")["checks"]
+    settings = settings_of(f"checks={option}")["evaluate"]["checks"]
     checks = build(settings, "checks")
     assert isinstance(checks, Checks)
     assert (checks.labels is not None) == (option != "none")

@@ -13,9 +13,9 @@ def cell(window: int, loss: float, champion: float | None = None, rows: int = 10
 
 
 CARDS = [
-    ("1.0", 0, [cell(0, 0.5)]),
-    ("1.1", 2, [cell(0, 0.4, 0.5), cell(2, 0.6, 0.9)]),
-    ("1.2", 5, [cell(0, 0.7, 0.4), cell(2, 0.5, 0.6), cell(5, 0.2, 0.8, rows=30)]),
+    ("1.0", [cell(0, 0.5)]),
+    ("1.1", [cell(0, 0.4, 0.5), cell(2, 0.6, 0.9)]),
+    ("1.2", [cell(0, 0.7, 0.4), cell(2, 0.5, 0.6), cell(5, 0.2, 0.8, rows=30)]),
 ]
 
 
@@ -37,7 +37,7 @@ def test_by_hand() -> None:
 
 
 def test_cells_that_were_not_measured_are_left_out() -> None:
-    cards = [*CARDS, ("1.3", 6, [cell(2, 0.8), cell(6, 0.3)])]
+    cards = [*CARDS, ("1.3", [cell(2, 0.8), cell(6, 0.3)])]
     found = Transfer.of(cards).summary()
     assert found["forgetting"] == pytest.approx(0.8 - 0.5)
     assert found["backward"] == pytest.approx(0.6 - 0.8)
@@ -51,9 +51,7 @@ def test_one_version_has_an_average_only() -> None:
 
 
 def test_cards_of_before_have_no_champion() -> None:
-    cards = [
-        (name, window, [{k: c[k] for k in ("window", "rows", "loss")} for c in cells]) for name, window, cells in CARDS
-    ]
+    cards = [(name, [{k: c[k] for k in ("window", "rows", "loss")} for c in cells]) for name, cells in CARDS]
     assert Transfer.of(cards).summary()["forward"] is None
 
 
