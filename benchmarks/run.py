@@ -20,7 +20,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-CASES = ("step", "micro", "scaling", "streams", "registry", "crash", "online", "gate", "freshness")
+CASES = (
+    "step",
+    "micro",
+    "scaling",
+    "streams",
+    "registry",
+    "crash",
+    "online",
+    "gate",
+    "freshness",
+    "swap",
+    "serve",
+    "soak",
+)
+MODULES = {"serve": "serving"}  # of cases that are not called like theirs
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -41,7 +55,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = parser.add_subparsers(dest="case", required=True)
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in CASES}
+    modules = {name: importlib.import_module(f"benchmarks.{MODULES.get(name, name)}") for name in CASES}
     for name, module in modules.items():
         case = cases.add_parser(name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         case.add_argument("--json", type=Path, help="write the rows here")

@@ -27,6 +27,7 @@ from cltrain.models.build import check_model, supports_incremental
 from cltrain.parts import Timeline
 from cltrain.records import Json, Kind, RunInfo, to_json
 from cltrain.registry import Registry, RoundLog, Store
+from cltrain.reviews import review_of_evaluation, write_card
 from cltrain.search import Search, TrialLog, Trials, best, candidates, visits_of, with_settings
 from cltrain.storage import Storage, digest_json
 from cltrain.summary import summarise
@@ -84,7 +85,7 @@ def latest_store() -> str:
 
 def strategy_of(settings: Mapping[str, Any]) -> Json:
     """The settings that decide what a version is; those of cluster, serving and tracking do not."""
-    return {key: settings[key] for key in (*STRATEGY, "approval")}
+    return {key: settings[key] for key in (*STRATEGY, "approval", "rollout")}
 
 
 @contextmanager
@@ -200,6 +201,8 @@ def run_evaluation(settings: Mapping[str, Any]) -> Json:
         ours, theirs if version.version != rival.version else None, held_out, settings["seed"]
     )
     verdict = build(settings["gate"], "gate").judge(card)
+    against = rival.version if version.version != rival.version else None
+    write_card(review_of_evaluation(registry, version.version, against, card, verdict), settings["run_dir"])
     return {"version": version.version, "against": rival.version, "card": to_json(card), "verdict": to_json(verdict)}
 
 

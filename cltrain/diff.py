@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
+from cltrain.clock import from_us
 from cltrain.data.snapshot import cache_name, read_rows
 from cltrain.errors import CltrainError
 from cltrain.evaluate import headline
@@ -21,6 +22,7 @@ from cltrain.tracking.history import finite, redacted
 from cltrain.train.state import load_state
 
 COSTS = ("rows", "rows_trained", "rows_replayed", "steps", "seconds", "absorb_seconds", "parameters", "workers")
+RULE_TIMES = ("start", "end", "after", "until")  # of a snapshot's rule, in microseconds
 TENSORS = 1_000  # of a model at most, the ones that moved most
 
 
@@ -134,7 +136,7 @@ def changed(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Json]:
 
 def data(storage: Storage, a: VersionRecord, b: VersionRecord) -> Json:
     """Their snapshots: rows, rule, files and features, and how far columns moved where the decoded rows are there."""
-    sides = [_manifest(storage, v.snapshot_digest) for v in (a, b)]
+    before, after = (_manifest(storage, v.snapshot_digest) for v in (a, b))
     found: Json = {
         side: {
             "snapshot": v.snapshot_digest,
@@ -144,11 +146,11 @@ def data(storage: Storage, a: VersionRecord, b: VersionRecord) -> Json:
         }
         for side, v in (("first", a), ("second", b))
     } | {"same": a.snapshot_digest == b.snapshot_digest}
-    if sides[0] is None or sides[1] is None:
+    if before is None or after is None:
         return found | {"rule": None, "files": None, "features": None, "shift": None}
-    files = [{f["name"]: f["digest"] for f in side["files"]} for side in sides]
-    features = [{f["name"]: f["kind"] for f in side["features"]} for side in sides]
-    rules = [{k: v for k, v in side["rule"].items() if k not in ("seen", "seed")} for side in sides]
+    files = [{f["name"]: f["digest"] for f in side["files"]} for side in (before, after)]
+    features = [{f["name"]: f["kind"] for f in side["features"]} for side in (before, after)]
+    rules = [{k: _said(k, v) for k, v in side["rule"].items() if k != "seen"} for side in (before, after)]
     return found | {
         "rule": changed(*rules),
         "files": {
@@ -210,10 +212,10 @@ def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Json:
     """‖second − first‖ / ‖first‖ (L2), of all tensors together and of each, the furthest first. other: names of those
     that only one of them has, or in another shape."""
     both = [n for n, t in first.items() if n in second and t.shape == second[n].shape and t.is_floating_point()]
-    squares = {n: (float((second[n].double() - first[n].double()).square().sum()), float(first[n].double().square().sum()))
-               for n in both}  # fmt: skip
-    tensors = [{"name": n, "shape": list(first[n].shape), "distance": _root(*squares[n])} for n in both]
-    tensors.sort(key=lambda t: -(t["distance"] if t["distance"] is not None else math.inf))
+    squares = {n: (_squares(second[n].double() - first[n].double()), _squares(first[n].double())) for n in both}
+    apart = {n: _root(*squares[n]) for n in both}
+    order = sorted(both, key=lambda n: -math.inf if apart[n] is None else -(apart[n] or 0.0))
+    tensors = [{"name": n, "shape": list(first[n].shape), "distance": apart[n]} for n in order]
     other = [n for n in dict.fromkeys((*first, *second)) if n not in both and not _equal(first.get(n), second.get(n))]
     total = [sum(pair[i] for pair in squares.values()) for i in (0, 1)]
     return {"distance": _root(*total) if both else None, "tensors": tensors[:TENSORS], "other": other}
@@ -221,6 +223,10 @@ def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Json:
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and bool((a == b).all())
+
+
+def _squares(tensor: Tensor) -> float:
+    return float(tensor.square().sum())
 
 
 def _root(moved: float, base: float) -> float | None:
@@ -242,6 +248,10 @@ def _about(v: VersionRecord) -> Json:
 def _costs(v: VersionRecord, card: ReportCard) -> Json:
     known = {"rows": v.challenger.snapshot.rows} | v.trained
     return {name: known.get(name) for name in COSTS} | {"latency_ms": card.latency_ms, "size_bytes": card.size_bytes}
+
+
+def _said(name: str, value: Any) -> Any:
+    return from_us(value).isoformat() if name in RULE_TIMES and value is not None else value
 
 
 def _manifest(storage: Storage, digest: str) -> Json | None:

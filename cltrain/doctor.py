@@ -3,6 +3,7 @@ about that nothing names."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from cltrain.reproduce import manifest_of
 from cltrain.retention import QUARANTINE, References, bases_of, folders_of, is_part, references
 from cltrain.storage import Storage, digest_json
 from cltrain.train.state import base_name
+
+_CACHED = re.compile(r"cache/[0-9a-f]{64}\.arrow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ def examine(
     for blob in blobs:
         if blob.changed < before and is_part(blob):
             problems.append(act.delete(blob.name, "unfinished", "was never written to its end"))
-    problems += _caches(storage, [b.name for b in blobs if b.name.startswith("cache/") and not is_part(b)], act)
+    problems += _caches(storage, [b.name for b in blobs if _CACHED.fullmatch(b.name)], act)
     return Examination(
         versions=len(rows),
         blobs=len(blobs),

@@ -184,7 +184,7 @@ class Loop:
         if champion is None:
             return Decision(fire=True, reason="there is no champion yet")
         fired = [r.window.end for r in self.finished if r.decision.fire]
-        trained = sum(v.challenger.snapshot.rows for v in self.registry.lineage(champion.version))
+        trained = self.registry.trained_rows(champion.version)
         return self.trigger.decide(
             Evidence(now=window.end, last_update=fired[-1], fresh_rows=seen.fresh.rows, trained_rows=trained)
         )

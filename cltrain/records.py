@@ -233,8 +233,8 @@ class Round:
     Each of `versions` has version, kind, parent, compared_to, accepted, reasons, score, rows, rows_trained,
     rows_replayed, steps, seconds, absorb_seconds, workers, loss, parameters, snapshot_digest, weights_digest,
     comparisons (of the report card), transfer (window, rows and loss for each past window), latency_ms and size_bytes.
-    `champion` is the one after the round, of a roll-out that is still running the one before it, `served` what traffic saw during it, `freshness_s` the seconds from the start
-    of the round until its version answered.
+    `champion` is the one after the round, while a roll-out is running the one before it; `served` what traffic saw
+    during it, `freshness_s` the seconds from the start of the round until its version answered.
     """
 
     index: int

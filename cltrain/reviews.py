@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from typing import NoReturn, TypeVar
+
 from cltrain.evaluate import headline
-from cltrain.records import Json, ReportCard, Round, Verdict, to_json
+from cltrain.records import Json, Observation, ReportCard, Round, Verdict, to_json
 from cltrain.registry import Registry, RoundLog, VersionRecord
 from cltrain.registry.rounds import DONE
-from cltrain.tracking.review import TRAINED, Review, about_window, fate_of, level_of, named, transfer_of
+from cltrain.storage import Storage
+from cltrain.tracking.card import render
+from cltrain.tracking.review import (
+    TRAINED,
+    Review,
+    about_seen,
+    about_window,
+    document,
+    fate_of,
+    level_of,
+    named,
+    transfer_of,
+)
+
+T = TypeVar("T")
 
 
 def review_of(registry: Registry, version: str) -> Review:
@@ -14,7 +31,8 @@ def review_of(registry: Registry, version: str) -> Review:
     found = registry.version(version)
     chain = registry.lineage(found.version)[::-1]
     cards = {v.version: registry.card(v.version) for v in chain}
-    made_in = round_of(registry, found)
+    made_in = on_file(registry, found, DONE, Round)
+    seen = made_in.observation if made_in else on_file(registry, found, "observe", Observation)
     approval = registry.approval(found.version)
     return _review(
         registry,
@@ -23,7 +41,9 @@ def review_of(registry: Registry, version: str) -> Review:
         cards[found.version],
         found.verdict,
         fate=fate_of(made_in, found.version, found.verdict.accepted) if made_in else None,
-        data=(about_window(made_in) if made_in else {}) | _data(found),
+        data=(about_window(made_in.index, made_in.window, made_in.observation) if made_in else {})
+        | (about_seen(seen) if seen else {})
+        | _data(found),
         transfer=transfer_of([(v.version, cards[v.version].transfer) for v in chain]),
         lineage=named([(v.version, v.kind) for v in chain]),
         ancestors=len(chain) - 1,
@@ -49,12 +69,20 @@ def review_of_evaluation(
     )
 
 
+def write_card(review: Review, folder: str) -> None:
+    """`card.html`, which needs nothing else, and `card.json` in a folder."""
+    storage = Storage(folder)
+    storage.write("card.html", render(review).encode())
+    storage.write("card.json", json.dumps(document(review), ensure_ascii=False, allow_nan=False).encode())
+
+
 def _review(
     registry: Registry, v: VersionRecord, compared_to: str | None, card: ReportCard, verdict: Verdict, **more: object
 ) -> Review:
     settings = registry.settings(v.version)
     task = task_of(settings, card)
     return Review(
+        notes=tuple(registry.notes(v.version)),
         model=registry.model,
         version=v.version,
         task=task,
@@ -77,6 +105,7 @@ def _review(
             "settings": v.settings_digest,
             "aliases": ", ".join(v.aliases),
             "stage": v.stage,
+            "served": "; ".join(f"{_at(t['start'])} to {_at(t['end'])}" for t in registry.served(v.version)),
             "depends on": ", ".join(v.depends_on),
             "packages": registry.packages(v.version),
         },
@@ -92,6 +121,10 @@ def task_of(settings: Json, card: ReportCard) -> str:
     return "regression" if "rmse" in metrics else "binary" if "auc" in metrics else "multiclass"
 
 
+def _at(instant: str | None) -> str:
+    return instant[:16].replace("T", " ") if instant else "now"
+
+
 def _data(v: VersionRecord) -> Json:
     c = v.challenger
     return {
@@ -102,13 +135,13 @@ def _data(v: VersionRecord) -> Json:
     }
 
 
-def round_of(registry: Registry, v: VersionRecord) -> Round | None:
-    """The round that made a version, None where it has not ended."""
+def on_file(registry: Registry, v: VersionRecord, stage: str, kind: type[T]) -> T | None:
+    """The record of a stage of the round that made a version, None where it has not come so far."""
     try:
-        return RoundLog(registry.store, registry.model).once(v.round_index, DONE, Round, _missing)
+        return RoundLog(registry.store, registry.model).once(v.round_index, stage, kind, _missing)
     except LookupError:
         return None
 
 
-def _missing() -> Round:
+def _missing() -> NoReturn:
     raise LookupError

@@ -7,21 +7,26 @@ import hashlib
 import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.background import BackgroundTask
 
 from cltrain.errors import CltrainError, ConfigError, ConflictError, DataError, StoreError
 from serve import schemas
+from serve.arrow_api import about, add_arrow_route
 from serve.limits import Limits
+from serve.profiles import read_profiles, summary
+from serve.rank_api import add_rank_route
+from serve.request_schema import add_schema_route
 from serve.rollout_api import add_rollout_routes
 from serve.server import NoChampionError, NoSuchVersionError, Server
 from serve.settings import ServerSettings
+from serve.telemetry import Telemetry, Timed, add_metrics_route
 from serve.why import add_why_route
 
 CONSOLE = Path(__file__).with_name("console.html")
@@ -54,6 +59,9 @@ def create_api(server: Server) -> FastAPI:
         max_body_bytes=server.settings.max_body_bytes,
         max_requests_per_s=server.settings.max_requests_per_s,
     )
+    telemetry = Telemetry(server)
+    server.on_answer = telemetry.answered
+    api.add_middleware(Timed, telemetry=telemetry)
     api.add_exception_handler(CltrainError, _problem)
     api.add_exception_handler(RequestValidationError, _invalid)
     _add_data_routes(api, server, problems)
@@ -61,6 +69,8 @@ def create_api(server: Server) -> FastAPI:
     _add_admin_routes(api, server)
     add_rollout_routes(api, server, [Depends(_admin_check(server.settings))])
     add_why_route(api, server)
+    add_metrics_route(api, telemetry)
+    add_schema_route(api, server)
     return api
 
 
@@ -77,18 +87,15 @@ def _add_data_routes(api: FastAPI, server: Server, problems: dict[int | str, dic
         roll-out runs; the answer names it, in its body and in its headers."""
         check_size(len(body.rows))
         answer = server.answer(body.rows, body.unit_id)
-        about = answer.body
-        headers = {
-            "x-cltrain-version": quote(about["version"], safe=":"),
-            "x-cltrain-epoch": str(about["epoch"]),
-            "x-cltrain-arm": about["arm"],
-        }
 
         async def mirror() -> None:
             server.mirror(answer)
 
         after = BackgroundTask(mirror) if server.shadow.active else None
-        return JSONResponse(about, headers=headers, background=after)
+        return JSONResponse(answer.body, headers=about(answer), background=after)
+
+    add_arrow_route(api, server, check_size)
+    add_rank_route(api, server, check_size, problems)
 
     @api.post("/feedback", response_model=schemas.FeedbackAnswer, responses=problems)
     async def feedback(body: schemas.FeedbackRequest) -> dict[str, int]:
@@ -115,6 +122,13 @@ def _add_state_routes(api: FastAPI, server: Server) -> None:
         if served is None:
             raise server.not_ready()
         return schemas.Ready(version=server.name(served.version), epoch=served.epoch)
+
+    @api.get("/profiles")
+    async def profiles(hours: Annotated[float, Query(gt=0, le=24 * 366)] = 1.0) -> list[schemas.ProfileLine]:
+        """Windows of the last hours, by version and arm, where `serve.log` keeps profiles or metrics."""
+        since = datetime.now(UTC) - timedelta(hours=hours)
+        found = await asyncio.to_thread(read_profiles, server.registry.store.storage, server.settings.model, since)
+        return [schemas.ProfileLine(**line) for line in summary(found)]
 
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def console() -> str:

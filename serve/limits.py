@@ -52,12 +52,12 @@ class Limits:
             await self._app(scope, receive, send)
             return
         if self._bucket is not None and scope["path"] not in OPEN and not self._bucket.take():
-            await _refuse(send, 429, "too many requests: send fewer, or try again in a second", {"retry-after": "1"})
+            await refuse(send, 429, "too many requests: send fewer, or try again in a second", {"retry-after": "1"})
             return
         too_large = f"a body of more than {self._max_body_bytes} bytes: send fewer rows in one request"
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
-            await _refuse(send, 413, too_large)
+            await refuse(send, 413, too_large)
             return
         seen = 0
 
@@ -77,10 +77,11 @@ class Limits:
             if seen <= self._max_body_bytes:
                 raise
         if seen > self._max_body_bytes:
-            await _refuse(send, 413, too_large)
+            await refuse(send, 413, too_large)
 
 
-async def _refuse(send: Send, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+async def refuse(send: Send, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    """Answer with `{"detail": detail}`, as every error is answered."""
     fields = {"content-type": "application/json", **(headers or {})}
     raw = [(name.encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

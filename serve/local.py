@@ -130,6 +130,7 @@ class LocalServing:
         from ray import serve
 
         from serve.app import NAME, application
+        from serve.failover import ENVIRONMENT
 
         port = free_port(self.host, self.port)
         app = application(
@@ -143,6 +144,7 @@ class LocalServing:
             serve.start(
                 proxy_location="HeadOnly",
                 http_options={"host": self.host, "port": port, "request_timeout_s": self.timeout_s},
+                controller_options={"runtime_env": {"env_vars": ENVIRONMENT}},
                 logging_config={"log_level": "ERROR", "enable_access_log": False},
             )
             try:

@@ -20,6 +20,7 @@ class Mirror:
 
     def __init__(self, store: Store, settings: ServerSettings, recorder: Recorder, log: PredictionLog) -> None:
         self._store, self._settings, self._recorder, self._log = store, settings, recorder, log
+        self.shed = 0
         self._process: ShadowProcess | None = None
         self._roll_out, self._target_std = "", 1.0
 
@@ -98,6 +99,7 @@ class Mirror:
             )
 
     def _shed(self, count: int) -> None:
+        self.shed += count
         if (counters := self._recorder.shadow(self._roll_out)) is not None:
             counters.shed += count
 

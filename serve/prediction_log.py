@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,8 +12,11 @@ import pyarrow.compute as pc
 
 from cltrain.data.schema import TIMESTAMP
 from cltrain.storage import Storage
+from serve.profiles import FOLDER as PROFILES
+from serve.profiles import Profiles
 from serve.segments import SegmentLog, read_segments
 from serve.settings import LogSettings
+from serve.strata import Strata, drawn
 
 FOLDER, SHADOW_FOLDER = "predictions", "shadow_predictions"
 SCHEMA = pa.schema(
@@ -34,6 +36,7 @@ SCHEMA = pa.schema(
         ("arm", pa.string()),
         ("experiment", pa.string()),
         ("propensity", pa.float64()),
+        ("weight", pa.float64()),
     ]
 )
 
@@ -42,7 +45,7 @@ class Prediction(NamedTuple):
     """One answered row. `prediction` is the probability of the positive class, of the class answered, or the value;
     `label_answer` the class answered, None for regression; `time` when the answer was made. `arm` is what the unit was
     given to, with a chance of `propensity`, by the roll-out `experiment`; `version` is what answered, which is the
-    champion's where the arm could not."""
+    champion's where the arm could not. weight: one over the chance that the row had of being logged."""
 
     request_id: str
     event_id: str | None
@@ -59,27 +62,48 @@ class Prediction(NamedTuple):
     arm: str = "champion"
     experiment: str | None = None
     propensity: float = 1.0
+    weight: float = 1.0
 
 
 class PredictionLog(SegmentLog):
-    """Segments below `predictions/`, or of a shadow's answers below `shadow_predictions/`. A row is logged if the hash
-    of its request id falls below `rate`, so a shadow's with the live one."""
+    """Segments below `predictions/`, or of a shadow's answers below `shadow_predictions/`. Which rows are logged is up
+    to `Strata`; profiles, of live answers alone, see all rows."""
 
     def __init__(self, storage: Storage, replica: str, settings: LogSettings, folder: str = FOLDER) -> None:
+        rate, rates = {"full": (1.0, {}), "profiles": (0.0, {})}.get(settings.keep, (settings.rate, settings.rates))
+        self._strata = Strata(rate, rates)
+        self.profiles: Profiles | None = None
+        if folder == FOLDER and (settings.keep == "profiles" or settings.metrics):
+            self.profiles = Profiles(storage, replica, settings.window, settings.metrics)
+            self.also_expire = (PROFILES,)
         super().__init__(storage, folder, replica, SCHEMA, settings, _with_json_features)
-        self._rate = settings.rate
-
-    def sampled(self, request_id: str) -> bool:
-        if self._rate in (0.0, 1.0):
-            return bool(self._rate)
-        digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self._rate * 2.0**64
 
     def log(self, rows: Sequence[Prediction]) -> None:
-        """Log the rows that the rate picks; never waits."""
-        kept = [row for row in rows if self.sampled(row.request_id)]
+        """Log the rows that are picked; never waits."""
+        kept = list(rows) if self.profiles is not None else self._picked(rows)
         if kept:
             self.offer(kept)
+
+    def admit(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        if self.profiles is None:
+            return list(rows)
+        found = [Prediction(*row) for row in rows]
+        self.profiles.add(found)
+        return list(self._picked(found))
+
+    def after_write(self, closing: bool) -> None:
+        if self.profiles is not None:
+            self.profiles.write(now=closing)
+
+    def _picked(self, rows: Sequence[Prediction]) -> list[Prediction]:
+        if self._strata.all:
+            return list(rows)
+        chances = [self._strata.chance(row) for row in rows]
+        return [
+            row._replace(weight=1 / chance)
+            for row, chance in zip(rows, chances, strict=True)
+            if drawn(row.request_id, chance)
+        ]
 
 
 def read_predictions(storage: Storage, model: str | None = None, folder: str = FOLDER) -> pa.Table:

@@ -243,6 +243,16 @@ class WhyAnswer(BaseModel):
     features: dict[str, Any]
 
 
+class ProfileLine(BaseModel):
+    """One window of a version's answers in an arm: rows, and mean, deviation and number of each metric."""
+
+    window: datetime
+    version: str
+    arm: str
+    rows: int
+    metrics: dict[str, dict[str, float]]
+
+
 class Health(BaseModel):
     alive: bool
     replica: str

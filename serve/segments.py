@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from cltrain.clock import parse_duration
 from cltrain.errors import StoreError
 from cltrain.storage import Storage
 from serve.settings import LogSettings
@@ -39,6 +40,8 @@ class SegmentLog:
     `offer` never waits and sheds what does not fit; `append` gives a future that is done when the rows are on disk.
     A write that fails loses its rows to the log, is counted, and starts a new segment: serving goes on.
     """
+
+    also_expire: tuple[str, ...] = ()  # folders that `retain` counts for too
 
     def __init__(
         self,
@@ -96,6 +99,10 @@ class SegmentLog:
             self._wake.notify()
         self._thread.join()
 
+    @property
+    def waiting_rows(self) -> int:
+        return self._waiting_rows
+
     def counts(self) -> dict[str, Any]:
         return {"written": self.written, "shed": self.shed, "lost": self.lost, "error": self.error}
 
@@ -106,6 +113,9 @@ class SegmentLog:
     def forget(self, rows: Sequence[Row]) -> None:
         """The rows that were admitted last could not be written."""
 
+    def after_write(self, closing: bool) -> None:
+        """Called by the writer thread after each write, and every `flush_s` seconds."""
+
     def _run(self) -> None:
         while True:
             with self._wake:
@@ -113,8 +123,10 @@ class SegmentLog:
                 items, self._items = self._items, []
                 self._waiting_rows, self._urgent, closing = 0, False, self._closing
             self._commit(items)
+            self.after_write(closing)
             if self._segment is not None and (closing or self._segment.is_over(self._settings)):
                 self._rotate()
+                self._expire()
             if self._unsent and (closing or items):
                 self._upload()
             if closing:
@@ -169,6 +181,19 @@ class SegmentLog:
             self.error = f"{type(error).__name__}: {error}"
         if not self._storage.is_local:
             self._unsent.append(segment.path)
+
+    def _expire(self) -> None:
+        """Delete what is older than `retain`, of any replica."""
+        if self._settings.retain is None:
+            return
+        oldest = time.time() - parse_duration(self._settings.retain).total_seconds()
+        try:
+            for folder in (self._folder, *self.also_expire):
+                for info in self._storage.infos(folder):
+                    if info.changed < oldest:
+                        self._storage.delete(info.name)
+        except StoreError as error:
+            self.error = str(error)
 
     def _upload(self) -> None:
         for path in list(self._unsent):

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -57,6 +58,7 @@ class Server:
         self.replica = new_id()
         self.served: Counter[str] = Counter()
         self.failed = 0
+        self.on_answer: Callable[[Answer], None] = lambda _: None
         store = settings.open_store()
         self.registry = Registry(store, settings.model)
         self.deployments = Deployments(self.registry)
@@ -157,7 +159,9 @@ class Server:
             for id_, row, event_time, answer in zip(ids, rows, times, answers, strict=True)
         ]
         self.predictions.log(logged)
-        return Answer(body, asked, answers, logged)
+        answer = Answer(body, asked, answers, logged)
+        self.on_answer(answer)
+        return answer
 
     def mirror(self, answer: Answer) -> None:
         """Give the shadow its copy, if there is one; never waits."""

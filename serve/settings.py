@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from cltrain.clock import parse_duration
+from cltrain.config import locate
 from cltrain.errors import ConfigError
 from cltrain.registry import Store
+from serve.strata import rule_of
 
 ADMIN_TOKEN_ENV = "CLTRAIN_ADMIN_TOKEN"
 
@@ -17,13 +21,26 @@ ADMIN_TOKEN_ENV = "CLTRAIN_ADMIN_TOKEN"
 class LogSettings:
     """How predictions and feedback are logged.
 
-    rate: share of answered rows that are logged, by a hash of the request id; feedback is always logged.
+    keep: `sampled` logs a share of the answered rows, which is all of them while `rate` is 1; `full` logs all, whatever
+    the rates; `profiles` logs no row, but only counts and sums of its columns. Feedback is always logged.
+    rate: share of rows, by a hash of the request id. rates: of strata that deserve more, such as `{arm=challenger: 1.0,
+    score<0.6: 0.5, features.country=NZ: 1.0}`; the highest that fits counts, and each row says its `weight`, one over
+    it.
+    metrics: functions of your own of a logged row, `{name: package.module.function}`, kept by version in windows of
+    `window`, as profiles are, over all answered rows.
+    retain: age, such as 30d, after which segments and profiles are deleted; null keeps them. It should be longer than
+    labels take.
     flush_s: seconds between two synced writes of predictions, so what a crash can lose.
     capacity_rows: rows that wait for the writer at most; more are shed and counted.
     rotate_rows, rotate_s: a segment ends at this many rows or seconds; a remote store gets it then.
     """
 
+    keep: Literal["full", "sampled", "profiles"] = "sampled"
     rate: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    window: str = "1m"
+    retain: str | None = None
     flush_s: float = 0.5
     capacity_rows: int = 65_536
     rotate_rows: int = 200_000
@@ -32,6 +49,18 @@ class LogSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
             raise ConfigError(f"serve.log.rate is a share between 0 and 1, not {self.rate}")
+        if self.keep not in ("full", "sampled", "profiles"):
+            raise ConfigError(f"serve.log.keep must be full, sampled or profiles, not {self.keep!r}")
+        for text, rate in self.rates.items():
+            rule_of(text)
+            if not 0 <= rate <= 1:
+                raise ConfigError(f"serve.log.rates.{text} is a share between 0 and 1, not {rate}")
+        for name, place in self.metrics.items():
+            if not callable(locate(place, f"serve.log.metrics.{name}")):
+                raise ConfigError(f"serve.log.metrics.{name}={place} must be a function of a logged row")
+        parse_duration(self.window)
+        if self.retain is not None:
+            parse_duration(self.retain)
         for name in ("flush_s", "rotate_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"serve.log.{name} must be above 0 seconds, not {getattr(self, name)}")

@@ -30,10 +30,12 @@ ALLOWED = {
         *{"assemble", "cluster", "config", "data", "evaluate", "loop", "models", "observe", "parts"},
         *{"registry", "search", "summary", "tracking", "train"},
     },
+    "cli": {"assemble", "diff", "doctor", "registry", "reproduce", "retention", "reviews", "rows", "tracking"},
     "cluster": {"config", "data", "train", "registry"},
 }
 ONE_FILE = {
     "wandb": "cltrain/tracking/wandb.py",
+    "mlflow": "cltrain/tracking/mlflow.py",
     "deepspeed": "cltrain/train/engines/deepspeed.py",
     "faiss": "cltrain/memory/diverse.py",
 }

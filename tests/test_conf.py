@@ -13,6 +13,7 @@ from cltrain.config import CONF, defaults_of
 ROOTS = sorted(p.stem for p in CONF.glob("*.yaml"))
 NEEDED = {
     "policy=weights": ["policy.start={age: 0.0}"],
+    "data=feedback": ["data.store=x"],
     "data=parquet": ["data.path=x", "data.event_time=t", "data.label=y"],
     "trigger=volume": ["trigger.rows=10"],
     "model=custom": ["model._target_=cltrain.models.TabularNet"],

@@ -140,7 +140,7 @@ def test_every_row_of_every_file_is_told_as_brute_force_tells_it(
         direct[event].add("shop:1.0")
     shutil.rmtree(tmp_path / "events")
     shutil.rmtree(Path(store.root, "cache"))
-    for hour in range(ways % 3, DAYS * DAILY, 3):
+    for hour in range(ways % 7, DAYS * DAILY, 7):
         event = f"e{hour}"
         answer = versions_with(store, event)
         assert says(answer, through=False) == direct[event], event

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -164,7 +164,7 @@ class Snapshots:
         rows, late = self._decode(digest, rule, files, schema)
         name = f"snapshots/{digest}.json"
         if not self._storage.exists(name):
-            derived = {"row_count": rows, "cut_off": self._cut_off(digest, rule, rows)}
+            derived: dict[str, Any] = {"row_count": rows, "cut_off": self._cut_off(digest, rule, rows)}
             if rule.split == "train":
                 derived["indexes"] = [self._index(file) for file in files]
             self._storage.write_json(name, manifest | derived)

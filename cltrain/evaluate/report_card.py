@@ -46,7 +46,7 @@ class Evaluation:
 
     level: float = 0.05
     resamples: int = 1_000
-    min_rows: int = 400
+    min_rows: int = 50
     recent_windows: int = 4
     window_rows: int = 50_000
     past_rows: int = 2_000

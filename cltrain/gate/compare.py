@@ -34,8 +34,8 @@ class NotWorse:
     over: `window`, `past`, `slices`, or the name of a slice. margin: a share of the champion's value, or an amount of
     the metric if `relative` is false. floor: the margin at least: an amount, or for squared errors that share of them.
     With fewer than `min_rows` rows no bound is tight enough to say anything: the difference itself decides, and the
-    reason says so. higher_is_better: of a metric of your own. exchange: of what is certainly gained on the new window
-    (with `min_rows` rows there), how much may be lost here beyond the margin: who follows a world that moves loses on
+    reason says so. higher_is_better: of a metric of your own. exchange: where it is certain that the new window gains,
+    how many times that gain, as measured, may be lost here beyond the margin: who follows a world that moves loses on
     the world that was, and it should be worth it."""
 
     metric: str = LOSS
@@ -64,29 +64,33 @@ class NotWorse:
         return joined(outcomes, all(o.passed for o in outcomes)) if len(outcomes) > 1 else outcomes[0]
 
     def compare(self, c: Comparison, gained: float = 0.0) -> Outcome:
-        """On these rows, where on the new window so much is certainly gained."""
+        """On these rows, where so much is gained on the new window."""
         sign = direction(self.metric, self.higher_is_better, "gate")
         if not c.rows:
             return Outcome(passed=False, reason=NO_ROWS)
         if (found := harm(c, self.metric, sign)) is None:
             return absent(f"{self.metric} of the champion on {c.name}", "name it in evaluate.metrics")
-        margin, paid = self.margin_of(c, found), self.exchange * gained
+        margin = self.margin_of(c, found)
         said = f"{_what(self.metric, self.over, c)}{found.text(sign)}, margin {margin:.4g}"
-        if paid > margin:
-            margin, said = paid, f"{said}, or {paid:.4g} for what is gained on the new window"
         if found.rows < self.min_rows:
             why = "too few rows for an interval, so the difference decides"
-            return Outcome(passed=found.worse <= margin, reason=f"{said}; {why}")
-        if found.high is None:
+            passed, said = found.worse <= margin, f"{said}; {why}"
+        elif found.high is None:
             return absent(f"interval of {self.metric} on {c.name}", "name it in evaluate.metrics")
-        return Outcome(passed=found.high <= margin, reason=said)
+        else:
+            passed = found.high <= margin
+        paid = self.exchange * gained
+        if not passed and gained > 0 and found.worse <= paid:
+            return Outcome(passed=True, reason=f"{said}, or {paid:.4g} for what is gained on the new window")
+        return Outcome(passed=passed, reason=said)
 
     def _gained(self, card: ReportCard) -> float:
+        """What is gained on the new window, if it is certain that anything is."""
         window = places(card, "window")
-        if not self.exchange or not window or window[0].rows < self.min_rows:
+        if not self.exchange or not window:
             return 0.0
         found = harm(window[0], self.metric, direction(self.metric, self.higher_is_better, "gate"))
-        return 0.0 if found is None or found.high is None else max(0.0, -found.high)
+        return -found.worse if found is not None and found.high is not None and found.high < 0 else 0.0
 
     def margin_of(self, c: Comparison, found: Harm) -> float:
         """By how much the metric may be worse."""

@@ -23,10 +23,10 @@ class NonInferiority:
 
     margins: for each comparison, as a share of the champion's loss, and at least `floor` (nats, or that share of the
     squared error). That of the past is wide, since following a world that moves costs on the world that was: at 0.02
-    a concept that turns is not followed at all (docs/experiments.md). exchange: beyond its margin the past may lose
-    this share of what is certainly gained on the new window; 0 makes the margin a bound that nothing moves. With fewer
-    than `min_rows` rows no bound is tight enough to say anything, so the difference itself is held against the margin,
-    and the verdict says so.
+    a concept that turns is not followed at all (docs/experiments.md). exchange: where it is certain that the new window
+    gains, the past may lose so many times that gain; 0 makes the margin a bound that nothing moves. With fewer than
+    `min_rows` rows no bound is tight enough to say anything, so the difference itself is held against the margin, and
+    the verdict says so.
     slices: the margin of a slice; level: what they share, which is that of the card's intervals. max_latency: how many
     times as long as the champion it may take to answer one row, beyond 20 ms; null asks for nothing. tie: what becomes
     of a challenger that answers exactly like the champion."""

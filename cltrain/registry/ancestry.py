@@ -139,10 +139,10 @@ def inherited(session: Session, start: Any) -> dict[Node, tuple[str, str] | None
     on = and_(DependencyRow.model == down.c.model, DependencyRow.version == down.c.version)
     bases = select(DependencyRow.model, DependencyRow.version, DependencyRow.on_model, DependencyRow.on_version)
     base = {(m, v): (on_m, on_v) for m, v, on_m, on_v in session.execute(bases.join(down, on)) if (on_m, on_v) in known}
-    return {
-        (model, version, snapshot): (model, parent) if (model, parent) in known else base.get((model, version))
-        for model, version, snapshot, parent in rows
-    }
+    for model, version, _, parent in rows:
+        if parent is not None and (model, parent) in known:
+            base[model, version] = (model, parent)
+    return {(model, version, snapshot): base.get((model, version)) for model, version, snapshot, _ in rows}
 
 
 def _down(session: Session, start: Any) -> CTE:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import getpass
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -65,9 +66,11 @@ def append(
     return entry
 
 
-def entries(session: Session, model: str, last: int | None = None) -> list[Json]:
-    """Entries on one model, oldest first; only the `last` ones."""
-    query = select(AuditRow).where(AuditRow.model == model).order_by(AuditRow.id.desc()).limit(last)
+def entries(session: Session, models: Collection[str] | None = None, last: int | None = None) -> list[Json]:
+    """Entries on some models, or all there are, oldest first; only the `last` ones."""
+    query = select(AuditRow).order_by(AuditRow.id.desc()).limit(last)
+    if models is not None:
+        query = query.where(AuditRow.model.in_(models))
     rows = reversed(session.scalars(query).all())
     return [{name: getattr(row, name) for name in _FIELDS} | {"at": row.at.isoformat()} for row in rows]
 

@@ -34,11 +34,11 @@ def upgrade(connection: Connection) -> None:
     found = revision(connection)
     if found == HEAD:
         return
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # importing it says what it finds
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     scripts = ScriptDirectory(str(FOLDER), version_locations=[str(FOLDER)])
     steps = EnvironmentContext(Config(), scripts, fn=lambda at, _: scripts._upgrade_revs(HEAD, at))
     steps.configure(connection=connection, version_table=VERSION_TABLE)

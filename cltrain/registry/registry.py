@@ -141,7 +141,7 @@ class Registry(Aliases, Ancestry, Approvals, Annotations):
     def audit_log(self, last: int | None = None) -> list[Json]:
         """Entries of the audit log on this model, oldest first: id, at, by, action, subject, details and digests."""
         with self.store.reading() as session:
-            return audit.entries(session, self.model, last)
+            return audit.entries(session, [self.model], last)
 
     def log(self, action: str, subject: str | None = None, *, by: str | None = None, **details: object) -> None:
         """Put on record what was done to the store beside its versions, such as `gc` and `export`."""

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKeyConstraint, Index, Text, UniqueConstraint
+from sqlalchemy import BigInteger, DateTime, Double, ForeignKeyConstraint, Index, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -106,9 +106,9 @@ class SnapshotRow(Base):
     start_us: Mapped[int | None] = mapped_column(BigInteger)
     end_us: Mapped[int | None] = mapped_column(BigInteger)
     excluded: Mapped[list[list[int]]] = mapped_column(JsonText)
-    holdout_share: Mapped[float]
+    holdout_share: Mapped[float] = mapped_column(Double)
     seed: Mapped[int] = mapped_column(BigInteger)
-    cut_off: Mapped[float | None]
+    cut_off: Mapped[float | None] = mapped_column(Double)
 
 
 class SnapshotFileRow(Base):

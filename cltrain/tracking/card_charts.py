@@ -132,7 +132,7 @@ def windows(cells: Sequence[Json]) -> Chart:
             })  # fmt: skip
     layout = {
         "hovermode": "x unified",
-        "xaxis": {"title": {"text": "held-out rows of window"}, "zeroline": False, **_whole(x)},
+        "xaxis": {"title": {"text": "held-out rows of window"}, "zeroline": False, **whole(x)},
         "yaxis": {"title": {"text": "mean loss"}},
     }
     return Chart(
@@ -208,6 +208,6 @@ def _size(rows: Any) -> float:
     return max(5.0, min(13.0, 4 + float(rows) ** 0.25))
 
 
-def _whole(x: Sequence[int]) -> Json:
+def whole(x: Sequence[int]) -> Json:
     """Few windows have a tick each."""
     return {"dtick": 1} if len(x) <= 20 else {}

@@ -33,18 +33,26 @@ MEANS = {
 
 
 def sentence(review: Review, found: Sequence[Change]) -> str:
-    """The verdict and what it rests on, in words."""
-    verdict = "Accepted" if review.verdict.accepted else "Rejected"
+    """The verdict, which rules refused, and what the new window says, in words."""
+    rules = [rule(reason, review.verdict.accepted) for reason in review.verdict.reasons]
+    refused = ", ".join(r["name"] for r in rules if r["name"] and not r["passed"])
+    verdict = "Accepted" if review.verdict.accepted else f"Rejected by the rules: {refused}" if refused else "Rejected"
     rival = f"champion {review.compared_to}" if review.compared_to else "the champion"
-    window = next((c for c in found if c.where == "new window"), None)
+    window = next((c for c in found if c.name == "window"), None)
     if window is None:
         return f"{verdict}. There was no champion to hold it against."
     if window.direction == "same":
         return f"{verdict}. It answers exactly like {rival}."
-    sure = "more than chance explains" if window.direction != "unsure" else "which may be chance"
+    sure = "leaves 0 out" if window.direction != "unsure" else "does not leave 0 out"
     better = "better" if window.difference < 0 else "worse"
     where = f"Its {window.label} on {count(window.rows)} new held-out rows"
-    return f"{verdict}. {where} is {_apart(window)} {better} than that of {rival}, {sure}."
+    interval = f"its interval of {interval_of(review)} {sure}"
+    return f"{verdict}. {where} is {_apart(window)} {better} than that of {rival}, and {interval}."
+
+
+def interval_of(review: Review) -> str:
+    """Both bounds of an interval are one-sided at the level."""
+    return f"{100 * (1 - 2 * review.level):.3g} %"
 
 
 def rule(reason: str, accepted: bool) -> Json:
@@ -112,11 +120,18 @@ def changed(found: Sequence[Change]) -> list[Json]:
                 "tone": SIGNS[which],
                 "total": len(some),
                 "lines": [
-                    {"what": c.label, "where": c.where, "by": _by(c), "rows": count(c.rows)} for c in some[:MOST]
+                    {"what": c.label, "where": c.where, "found": c.found, "by": difference_of(c), "rows": count(c.rows)}
+                    for c in some[:MOST]
                 ],
             }
         )
     return lists
+
+
+def difference_of(c: Change) -> str:
+    """With its interval, as one reads it."""
+    row = _row(c)
+    return f"{row['difference']} {row['interval']}".strip()
 
 
 def size(count_: float) -> str:
@@ -168,7 +183,7 @@ def sets(card: ReportCard) -> list[Json]:
 
 def slices(found: Sequence[Change], card: ReportCard) -> list[Json]:
     """Slices by their loss, worse ones first."""
-    of = {c.where: c for c in found if c.metric in LOSSES}
+    of = {c.name: c for c in found if c.metric in LOSSES}
     order = {"worse": 0, "unsure": 1, "same": 2, "better": 3}
     lines = []
     for c in card.slices:
@@ -202,7 +217,7 @@ def _row(c: Change | None) -> Json:
     }
 
 
-def tested(f: Finding) -> Json:
+def finding(f: Finding) -> Json:
     examples = [", ".join(f"{key} {plain(value)}" for key, value in e.items()) for e in f.examples]
     was = "" if f.champion_failed is None else f"{count(f.champion_failed)}"
     return {
@@ -318,11 +333,6 @@ def sign_offs(approval: Json | None) -> Json | None:
 
 def _apart(c: Change) -> str:
     return f"{abs(c.share) * 100:.2g} %" if c.share is not None else f"{abs(c.difference):.4f}"
-
-
-def _by(c: Change) -> str:
-    row = _row(c)
-    return f"{row['difference']} {row['interval']}".strip()
 
 
 def _percent(value: Any) -> str:

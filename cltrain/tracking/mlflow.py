@@ -24,11 +24,24 @@ LONGEST = 5000  # characters of a tag
 PAGE = 1000
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-COPIED = ("parent", "kind", "state", "snapshot_digest", "weights_digest", "settings_digest", "code_commit", "seed")
-COPIED += ("created_at", "trained_until", "rows_trained", "stage", "approval")
+COPIED = (
+    "parent",
+    "kind",
+    "state",
+    "snapshot_digest",
+    "weights_digest",
+    "settings_digest",
+    "code_commit",
+    "seed",
+    "created_at",
+    "trained_until",
+    "rows_trained",
+    "stage",
+    "approval",
+)
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 

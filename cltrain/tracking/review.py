@@ -7,7 +7,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from cltrain.evaluate.transfer import Transfer
-from cltrain.records import Comparison, Json, ReportCard, Round, RunInfo, Verdict, from_json, to_json
+from cltrain.records import (
+    Comparison,
+    Json,
+    Observation,
+    ReportCard,
+    Round,
+    RunInfo,
+    Verdict,
+    Window,
+    from_json,
+    to_json,
+)
 from cltrain.tracking.history import METRICS, finite, measured, number
 
 Direction = Literal["better", "worse", "unsure", "same"]
@@ -34,7 +45,8 @@ class Review:
     update took place. fate: what became of it, where that is known. data: of the rows it was trained on and of the
     window it was weighed on. training: what the update cost. transfer: `average`, `backward`, `forward` and
     `forgetting` of its line up to it (`cltrain.evaluate.transfer`). lineage: version and kind of the root, its nearest
-    ancestors and itself, of which there are `ancestors`. approval: who was asked and who signed. provenance: digests,
+    ancestors and itself, of which there are `ancestors`. approval: who was asked and who signed. notes: what people
+    said of it. provenance: digests,
     seed, code and packages."""
 
     model: str
@@ -55,14 +67,17 @@ class Review:
     lineage: tuple[Json, ...] = ()
     ancestors: int = 0
     approval: Json | None = None
+    notes: tuple[Json, ...] = ()
     provenance: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One metric on one set of rows, challenger against champion; `direction` is better or worse where the interval
-    leaves 0 out. share: the difference as a share of the champion's value."""
+    leaves 0 out. name: of the comparison; where: as one reads it. share: the difference as a share of the champion's
+    value."""
 
+    name: str
     where: str
     metric: str
     label: str
@@ -102,7 +117,8 @@ def of_round(run: RunInfo, last: Round, known: Mapping[str, Json], version: str)
         level=level_of(run.settings),
         reason=last.decision.reason,
         fate=fate_of(last, version, bool(item.get("accepted"))),
-        data=about_window(last) | {"snapshot": item.get("snapshot_digest"), "rows": item.get("rows")},
+        data=about_window(last.index, last.window, last.observation)
+        | {"snapshot": item.get("snapshot_digest"), "rows": item.get("rows")},
         training={name: item.get(name) for name in TRAINED if item.get(name) is not None},
         transfer=transfer_of([(name, known[name].get("transfer") or ()) for name in chain]),
         lineage=named([(name, str(known[name].get("kind") or "stateful")) for name in chain]),
@@ -138,13 +154,17 @@ def level_of(settings: Mapping[str, Any]) -> float:
     return found or 0.05
 
 
-def about_window(r: Round) -> Json:
+def about_window(index: int, window: Window, seen: Observation) -> Json:
     """What was seen in the window of a round."""
-    seen = r.observation
     return {
-        "round": r.index,
-        "window_start": r.window.start.isoformat(),
-        "window_end": r.window.end.isoformat(),
+        "round": index,
+        "window_start": window.start.isoformat(),
+        "window_end": window.end.isoformat(),
+    } | about_seen(seen)
+
+
+def about_seen(seen: Observation) -> Json:
+    return {
         "trained_until": seen.cursor.until.isoformat(),
         "events": seen.events,
         "labelled": seen.labelled,
@@ -206,7 +226,8 @@ def _change(c: Comparison, metric: str, of: Mapping[str, Any], higher: bool) -> 
     low, high = number(of.get("low")), number(of.get("high"))
     difference = float(of["difference"])
     return Change(
-        where=SAID.get(c.name, c.name),
+        name=c.name,
+        where=c.where if c.found and c.where else SAID.get(c.name, c.name),
         metric=metric,
         label=label_of(metric),
         rows=c.rows,

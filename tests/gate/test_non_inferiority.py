@@ -87,7 +87,7 @@ def test_bounds_and_margins() -> None:
     assert not judge(comparison(0.0, 0.0101), margins={"window": 0.02}, floor=0.0).accepted
     assert judge(comparison(0.0, 0.0101), margins={"window": 0.02}, floor=0.02).accepted
     assert not judge(comparison(0.005, 0.001), margins={}, floor=0.002).accepted
-    both = (comparison(-0.1, 0.01), comparison(0.1, 0.01, name="past"))
+    both = (comparison(-0.1, 0.01), comparison(0.11, 0.01, name="past"))
     verdict = judge(*both)
     assert not verdict.accepted
     assert verdict.score == pytest.approx(-0.1), "the new window ranks"

@@ -182,7 +182,7 @@ def test_a_model_iteration_carries_over_what_the_champion_knows(small: Small) ->
     failed = RoundLog(open_store(wider), "default").finished()[-1]
     assert failed.status == "failed"
     assert "model.hidden was [64, 32] and is [96, 32]" in failed.decision.reason
-    with pytest.raises(UpdateError, match="model.hidden was"):
+    with pytest.raises(UpdateError, match=r"model\.hidden was"):
         run_by_hand(small("model.hidden=[96,32]", job="update"), "stateful")
     done = run_by_hand(small("model.hidden=[96,32]", "transfer=surgery", job="recalibrate"), "stateless")
     version = done["versions"][0]

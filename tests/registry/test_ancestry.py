@@ -14,7 +14,7 @@ from sqlalchemy import insert
 
 from cltrain.errors import ConfigError, StoreError
 from cltrain.registry import Registry, impact
-from cltrain.registry.tables import DependencyRow, SnapshotFileRow, VersionRow
+from cltrain.registry.tables import DependencyRow, SnapshotFileRow, SnapshotRow, VersionRow
 
 Register = Callable[..., object]
 Node = tuple[str, str]
@@ -65,11 +65,14 @@ def grown(registry: Registry, nodes: int) -> tuple[dict[Node, set[Node]], dict[N
             | {"challenger": {}, "card": {}, "verdict": {"accepted": True, "reasons": []}, "packages": {}}
         )
     files = [
-        {"snapshot_digest": f"snapshot {i}", "name": f"{i}.parquet", "file_digest": f"file {i}"} for i in range(nodes)
+        {"snapshot_digest": f"snapshot {i}", "name": f"{i}.parquet", "file_digest": f"file {i}", "seen": False}
+        for i in range(nodes)
     ]
+    rule = {"split": "train", "until_us": 0, "excluded": [], "holdout_share": 0.1, "seed": 0}
     with registry.store.writing() as session:
         session.execute(insert(VersionRow), versions)
         session.execute(insert(DependencyRow), depends)
+        session.execute(insert(SnapshotRow), [{"digest": f"snapshot {i}", **rule} for i in range(nodes)])
         session.execute(insert(SnapshotFileRow), files)
     return bases, trained
 
@@ -123,7 +126,9 @@ def test_files_are_read_from_the_manifests_also_of_versions_from_before(
     local: Registry, register: Register, caplog: pytest.LogCaptureFixture
 ) -> None:
     def freeze(digest: str, *files: str) -> None:
-        found = {"files": [{"name": f, "digest": f"digest of {f}", "rows": 5} for f in files]}
+        rule = dict.fromkeys(("after", "start", "end")) | {"split": "train", "until": 0, "excluded": [], "seen": []}
+        rule |= {"holdout_share": 0.1, "seed": 0}
+        found = {"rule": rule, "files": [{"name": f, "digest": f"digest of {f}", "rows": 5} for f in files]}
         local.store.storage.write("snapshots/" + digest + ".json", json.dumps(found).encode())
 
     freeze("a", "1.parquet")

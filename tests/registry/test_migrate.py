@@ -9,11 +9,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, select, text
 
 from cltrain.errors import StoreError
-from cltrain.registry import Registry, Store, migrate
-from cltrain.registry.tables import Base
+from cltrain.registry import Registry, Store, impact, migrate
+from cltrain.registry.tables import Base, SnapshotFileRow, SnapshotRow
 
 OLD = {
     "versions": """CREATE TABLE versions (model VARCHAR NOT NULL, version VARCHAR NOT NULL, ordinal INTEGER NOT NULL,
@@ -126,3 +126,25 @@ def test_an_upgrade_that_fails_leaves_the_store_as_it_was(store: Store, monkeypa
 def test_the_code_knows_its_last_step() -> None:
     steps = ScriptDirectory(str(migrate.FOLDER), version_locations=[str(migrate.FOLDER)])
     assert steps.get_current_head() == migrate.HEAD
+
+
+def test_what_a_store_of_the_second_step_knew_of_files_is_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_old(store)
+    with monkeypatch.context() as then:
+        then.setattr(migrate, "HEAD", "0002")
+        with store.writing() as session:
+            session.execute(text("INSERT INTO snapshot_files VALUES ('s', 'a.parquet', 'old digest')"))
+    rule = {"split": "train", "until": 9, "after": 3, "seen": ["a.parquet"], "start": None, "end": None}
+    rule |= {"excluded": [[1, 2]], "max_rows": None, "holdout_share": 0.1, "seed": 0}
+    files = [{"name": "a.parquet", "digest": "digest", "rows": 5}]
+    store.storage.write_json("snapshots/s.json", {"rule": rule, "files": files, "row_count": 5})
+    store = Store(root=store.root, url=store.url)
+    assert [v.name for v in impact(store, file="digest").versions] == ["ranker:1.0"]
+    with store.reading() as session:
+        (found,) = session.scalars(select(SnapshotRow))
+        assert (found.digest, found.until_us, found.after_us, found.excluded) == ("s", 9, 3, [[1, 2]])
+        (named,) = session.scalars(select(SnapshotFileRow))
+        assert (named.name, named.seen, named.index_digest) == ("a.parquet", True, None)
+    assert differences(store) == []

@@ -72,7 +72,7 @@ def test_a_tenth_of_ten_thousand_requests_is_logged(tmp_path: Path) -> None:
     found = read_predictions(Storage(tmp_path))
     assert abs(found.num_rows - 1000) < 3 * math.sqrt(10_000 * 0.1 * 0.9)
     assert set(found["version"].to_pylist()) == {"1.0"}
-    assert all(log.sampled(id_) for id_ in found["request_id"].to_pylist())
+    assert set(found["weight"].to_pylist()) == {10.0}
 
 
 def test_rate_zero_logs_nothing_and_makes_no_file(tmp_path: Path) -> None:

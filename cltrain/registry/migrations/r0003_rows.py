@@ -17,9 +17,9 @@ def upgrade() -> None:
         sa.Column("start_us", sa.BigInteger()),
         sa.Column("end_us", sa.BigInteger()),
         sa.Column("excluded", sa.Text(), nullable=False),
-        sa.Column("holdout_share", sa.Float(), nullable=False),
+        sa.Column("holdout_share", sa.Double(), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
-        sa.Column("cut_off", sa.Float()),
+        sa.Column("cut_off", sa.Double()),
     )
     op.create_table(
         "snapshot_files",

@@ -1,0 +1,80 @@
+"""Which answered rows are logged: a rate for each stratum, and the weight that makes up for it."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cltrain.errors import ConfigError
+
+FIELDS = ("arm", "version", "label", "score", "latency_ms", "event_id", "unit_id")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "<": operator.lt, ">": operator.gt}
+_RULE = re.compile(rf"({'|'.join(FIELDS)}|features\.[^=<>]+)([=<>])(.*)")
+
+Rule = Callable[[Any], bool]
+
+
+def rule_of(text: str) -> Rule:
+    """Whether a logged row is in the stratum that `text` names: `arm=challenger`, `label=1`, `score<0.6`,
+    `latency_ms>50`, `features.country=NZ`. Raises `ConfigError`."""
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise ConfigError(
+            f"serve.log.rates.{text}: write a field ({', '.join(FIELDS)}, features.NAME), then =, < or >, and a value"
+        )
+    name, sign, wanted = found.groups()
+    compare = _COMPARE[sign]
+    if sign == "=":
+        return lambda row: _said(_value(row, name)) == wanted
+    try:
+        bound = float(wanted)
+    except ValueError as error:
+        raise ConfigError(f"serve.log.rates.{text}: {wanted!r} is no number to compare with") from error
+
+    def compared(row: Any) -> bool:
+        value = _value(row, name)
+        return isinstance(value, int | float) and compare(value, bound)
+
+    return compared
+
+
+class Strata:
+    """Rows are logged with the chance of the stratum that asks for most, or with `rate` if they are in none. Whether
+    one is, is read off its request id: a shadow's answer is logged where the live one is, if their chances are equal.
+    """
+
+    def __init__(self, rate: float, rates: Mapping[str, float]) -> None:
+        self._rate = rate
+        self._rules = [(rule_of(text), rate) for text, rate in rates.items()]
+
+    @property
+    def all(self) -> bool:
+        """Whether every row is logged."""
+        return self._rate == 1.0
+
+    def chance(self, row: Any) -> float:
+        return max([self._rate, *(rate for rule, rate in self._rules if rule(row))]) if self._rules else self._rate
+
+
+def drawn(request_id: str, chance: float) -> bool:
+    if chance in (0.0, 1.0):
+        return bool(chance)
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < chance * 2.0**64
+
+
+def _value(row: Any, name: str) -> Any:
+    if name.startswith("features."):
+        return row.features.get(name.removeprefix("features."))
+    if name == "latency_ms":
+        return row.latency_us / 1e3
+    return getattr(row, {"label": "label_answer", "score": "prediction"}.get(name, name))
+
+
+def _said(value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).lower() if isinstance(value, bool) else None if value is None else str(value)
