@@ -147,9 +147,6 @@ def load_seconds(store: Store, versions: Sequence[str]) -> float:
     return float(np.median([load(store.storage, registry.version(version)).load_s for version in versions]))
 
 
-bare_api = FastAPI()
-
-
 class Bare:
     """What somebody would write to serve the model with Ray Serve and no more. `user_config` may name another state."""
 
@@ -162,12 +159,16 @@ class Bare:
         if config["state"] != self._state:
             self._predictor, self._state = Predictor.load(Storage(self._root), config["state"]), config["state"]
 
-    @bare_api.post("/predict")
-    async def predict(self, request: Request) -> dict[str, Any]:
-        asked = (await request.json())["rows"]
-        now = datetime.now(UTC)
-        answers = self._predictor.answer([{**row["features"], EVENT_TIME: now} for row in asked])
-        return {"version": self._state, "epoch": 0, "predictions": answers}
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        api = FastAPI()
+
+        @api.post("/predict")
+        async def predict(request: Request) -> dict[str, Any]:
+            asked, now = (await request.json())["rows"], datetime.now(UTC)
+            answers = self._predictor.answer([{**row["features"], EVENT_TIME: now} for row in asked])
+            return {"version": self._state, "epoch": 0, "predictions": answers}
+
+        return api
 
 
 def bare_application(root: str, state: str, *, replicas: int, num_cpus: float, in_place: bool = False) -> Any:
@@ -181,7 +182,7 @@ def bare_application(root: str, state: str, *, replicas: int, num_cpus: float, i
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=64,
         logging_config={"log_level": "ERROR", "enable_access_log": False},
-    )(serve.ingress(bare_api)(Bare))
+    )(serve.ingress()(Bare))
     if in_place:
         deployment = deployment.options(version="1", user_config={"state": state}, _internal=True)
     return deployment.bind(root, state)

@@ -119,6 +119,8 @@ def latencies_ms(asked: Sequence[Asked]) -> np.ndarray:
 def per_second(asked: Sequence[Asked]) -> float:
     """Answered requests a second."""
     answered = [one for one in asked if one.error is None]
+    if not answered:
+        raise RuntimeError(f"none of {len(asked)} requests was answered: {asked[0].error}")
     return len(answered) / (max(one.done for one in answered) - min(one.due for one in answered))
 
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from cltrain.data.schema import HOUR, WEEKDAY
 from cltrain.errors import DataError
 from cltrain.records import EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME
 from serve.schemas import PredictRow
@@ -22,7 +23,7 @@ from serve.server import Answer, Server
 
 ARROW = "application/vnd.apache.arrow.stream"
 UNIT = "x-cltrain-unit"
-_ROLES = (EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME)
+_ROLES = (EVENT_ID, EVENT_TIME, LABEL, LABEL_TIME, HOUR, WEEKDAY)
 
 
 class _ArrowRoute(Route):
