@@ -2,9 +2,9 @@
 
 `--predictions` answers in segments of 200,000, and half as many labels, by event or by request id, in any order, 5 % of
 them twice. The first row is one step over all of them, in a process of its own: rows a second, its peak memory, and
-`ratio`, the time over that of joining ids and labels alone, all in memory, by pandas, which writes no features. The second row is as many labels that come in two steps,
-the first of which is killed half-way and done again; it fails unless both give the same rows as a reference join of
-the ids and labels by pandas.
+`ratio`, the time over that of joining ids and labels alone, all in memory, by pandas, which writes no features. The
+second row is a join that was killed half-way and done again. It fails unless the rows are those of a reference join by
+pandas, and the files of both joins are the same, byte for byte.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ moment at which it was meant to go, so that a server that stalls is charged for 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -60,11 +61,14 @@ class Clients:
         for session in self._sessions:
             await session.close()
 
-    async def open_loop(self, rate: float, requests: int) -> list[Asked]:
-        """Send `requests`, evenly at `rate` a second; returns when all are answered or have failed."""
+    async def open_loop(self, rate: float, requests: int, over: asyncio.Event | None = None) -> list[Asked]:
+        """Send `requests` at least, evenly at `rate` a second, and more until it is `over`; returns when all are
+        answered or have failed."""
         first, started = len(self.asked), time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            for index in range(requests):
+            for index in itertools.count():
+                if index >= requests and (over is None or over.is_set()):
+                    break
                 due = started + index / rate
                 if (wait := due - time.perf_counter()) > 0:
                     await asyncio.sleep(wait)

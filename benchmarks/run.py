@@ -33,6 +33,8 @@ CASES = (
     "swap",
     "serve",
     "soak",
+    "join",
+    "slices",
 )
 MODULES = {"serve": "serving"}  # of cases that are not called like theirs
 ROOT = Path(__file__).resolve().parent.parent

@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window-s", type=float, default=1.0, help="after a swap or sham (default 1)")
     parser.add_argument("--versions", type=int, default=4, help="that take turns, 3 or more (default 4)")
     parser.add_argument("--contrast", type=int, default=3, help="swaps by each of Serve's own ways (default 3)")
-    parser.add_argument("--contrast-s", type=float, default=20.0, help="between two of them (default 20)")
+    parser.add_argument("--contrast-s", type=float, default=30.0, help="between two of them (default 30)")
     parser.add_argument("--capacity-s", type=float, default=10.0, help="to measure the capacity for (default 10)")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -126,14 +126,20 @@ def in_place(app: Deployed, versions: int) -> Callable[[], Awaitable[Event]]:
 async def under_load(
     clients: Clients, rate: float, plan: Sequence[tuple[float, bool]], swap: Callable[[], Awaitable[Event]]
 ) -> tuple[list[Asked], list[Event]]:
-    """Requests at `rate` for as long as the plan lasts, and what was done meanwhile. A swap that takes long holds up
-    those after it, and the requests go on until the last one is over."""
-    last = plan[-1][0] + (plan[-1][0] - plan[0][0]) / max(1, len(plan) - 1) + SETTLE_S
-    load = asyncio.create_task(clients.open_loop(rate, int(rate * last)))
+    """Requests at `rate` for as long as the plan lasts, and what was done meanwhile. A swap that takes longer than the
+    plan has room for puts off those after it."""
+    interval = (plan[-1][0] - plan[0][0]) / max(1, len(plan) - 1) + SETTLE_S
+    over = asyncio.Event()
+    load = asyncio.create_task(clients.open_loop(rate, int(rate * (plan[-1][0] + interval)), over))
     started, events = time.perf_counter(), []
     for at, real in plan:
+        started = max(started, time.perf_counter() - at)
         await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
         events.append(await swap() if real else Event(time.perf_counter()))
+        if real and (late := time.perf_counter() - events[-1].at - interval) > 0:
+            started += late + interval
+    await asyncio.sleep(interval)
+    over.set()
     return await load, events
 
 

@@ -153,7 +153,7 @@ def run_loop(settings: Mapping[str, Any]) -> Json:
     with running_loop(settings) as (loop, info):
         loop.tracker.start(info, loop.rounds.finished())
         rounds = loop.run(settings["max_rounds"])
-        held_out = [loop.snapshots.table(r.observation.holdout) for r in rounds if r.status != "quarantined"]
+        held_out = [loop.snapshots.table(r.observation.holdout) for r in rounds if r.sound]
         summary = summarise(rounds, loop.registry, loop.log, held_out) | {"store": info.store, "run_dir": info.run_dir}
         if loop.awaiting:
             log.warning("%s", loop.awaiting)
@@ -194,7 +194,7 @@ def run_evaluation(settings: Mapping[str, Any]) -> Json:
     version, rival = (registry.version(str(settings[key])) for key in ("version", "against"))
     event_log = EventLog(parts["data"])
     snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
-    rounds = [r for r in RoundLog(store, registry.model).finished() if r.status != "quarantined"]
+    rounds = [r for r in RoundLog(store, registry.model).finished() if r.sound]
     held_out = [(r.index, snapshots.table(r.observation.holdout)) for r in rounds]
     ours, theirs = (Predictor.load(store.storage, v.state) for v in (version, rival))
     card = parts["evaluate"].card(
@@ -217,7 +217,7 @@ def run_search(settings: Mapping[str, Any]) -> Json:
     name = settings["model"]["name"]
     Registry(store, name).version(str(settings["base"]))
     snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
-    broken = [r.window for r in RoundLog(store, name).finished() if r.status == "quarantined"]
+    broken = [r.window for r in RoundLog(store, name).finished() if not r.sound]
     snapshots.excluded = tuple((to_us(w.start), to_us(w.end)) for w in broken)
     now = parts["clock"].now(event_log.end())
     known = snapshots.between("train", "train", now, parts["recalibrate"].since(now), now)

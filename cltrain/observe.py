@@ -39,7 +39,7 @@ class Watch:
     def observe(self, window: Window, champion: VersionRecord | None) -> Observation:
         """Everything that became known by the end of the window. The contract is held against all events of the window,
         since their labels may come much later; held-out rows are those that became known since the round before."""
-        broken = [r.window for r in self.finished if r.status == "quarantined"]
+        broken = [r.window for r in self.finished if not r.sound]
         self.snapshots.excluded = tuple((to_us(w.start), to_us(w.end)) for w in broken)
         before = self.finished[-1].cursor if self.finished else None
         had = champion.challenger.cursor if champion else None
@@ -66,7 +66,7 @@ class Watch:
 
     def held_out(self, index: int, seen: Observation) -> list[tuple[int, pa.Table]]:
         """Held-out rows of every sound round up to round `index`, which comes last."""
-        sound = [(r.index, r.observation.holdout) for r in self.finished if r.status != "quarantined"]
+        sound = [(r.index, r.observation.holdout) for r in self.finished if r.sound]
         return [(i, self.snapshots.table(snapshot)) for i, snapshot in [*sound, (index, seen.holdout)]]
 
     @property

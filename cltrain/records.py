@@ -252,6 +252,13 @@ class Round:
     freshness_s: float | None = None
     seconds: float = 0.0
 
+    @property
+    def sound(self) -> bool:
+        """False if the rows of the window are not to be learned from, nor tested on: it broke the contract, or its
+        labels were found to be noise."""
+        noise = any(f["kind"] == "labels" and not f["passed"] for v in self.versions for f in v.get("findings", ()))
+        return self.status != "quarantined" and not (noise and self.status == "rejected")
+
 
 def to_json(value: Any) -> Any:
     """Plain JSON of a record; instants become ISO 8601 in UTC."""

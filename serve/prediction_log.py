@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -65,6 +66,9 @@ class Prediction(NamedTuple):
     weight: float = 1.0
 
 
+_FEATURES = Prediction._fields.index("features")
+
+
 class PredictionLog(SegmentLog):
     """Segments below `predictions/`, or of a shadow's answers below `shadow_predictions/`. Which rows are logged is up
     to `Strata`; profiles, of live answers alone, see all rows."""
@@ -113,5 +117,11 @@ def read_predictions(storage: Storage, model: str | None = None, folder: str = F
 
 
 def _with_json_features(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    prediction = Prediction(*row)
-    return prediction._replace(features=json.dumps(prediction.features, separators=(",", ":")))  # type: ignore[arg-type]
+    return (*row[:_FEATURES], _json(row[_FEATURES]), *row[_FEATURES + 1 :])
+
+
+def _json(features: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(features).decode()
+    except TypeError:  # a number of more than 64 bits, half of a surrogate pair
+        return json.dumps(features, separators=(",", ":"))

@@ -47,7 +47,8 @@ def _numbers(value: list[Any]) -> list[Any]:
 Instant = Annotated[datetime, AfterValidator(_utc)]
 Text = Annotated[StrictStr, AfterValidator(_unicode)]
 Id = Annotated[Text, Field(min_length=1, max_length=200)]
-Label = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text
+Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
+Label = StrictBool | Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text
 Numbers = Annotated[list[Any], AfterValidator(_numbers)]
 Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text | Numbers | None
 

@@ -11,23 +11,24 @@ from typing import Any
 from cltrain.errors import ConfigError
 
 FIELDS = ("arm", "version", "label", "score", "latency_ms", "event_id", "unit_id")
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "<": operator.lt, ">": operator.gt}
-_RULE = re.compile(rf"({'|'.join(FIELDS)}|features\.[^=<>]+)([=<>])(.*)")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"is": operator.eq, "below": operator.lt, "above": operator.gt}
+_RULE = re.compile(rf"({'|'.join(FIELDS)}|features\.\S+) (is|below|above) (.*)")
 
 Rule = Callable[[Any], bool]
 
 
 def rule_of(text: str) -> Rule:
-    """Whether a logged row is in the stratum that `text` names: `arm=challenger`, `label=1`, `score<0.6`,
-    `latency_ms>50`, `features.country=NZ`. Raises `ConfigError`."""
+    """Whether a logged row is in the stratum that `text` names: `arm is challenger`, `label is 1`,
+    `score below 0.6`, `latency_ms above 50`, `features.country is NZ`. Raises `ConfigError`."""
     found = _RULE.fullmatch(text)
     if found is None:
         raise ConfigError(
-            f"serve.log.rates.{text}: write a field ({', '.join(FIELDS)}, features.NAME), then =, < or >, and a value"
+            f"serve.log.rates.{text}: write a field ({', '.join(FIELDS)}, features.NAME), then is, below or above, "
+            "and a value"
         )
     name, sign, wanted = found.groups()
     compare = _COMPARE[sign]
-    if sign == "=":
+    if sign == "is":
         return lambda row: _said(_value(row, name)) == wanted
     try:
         bound = float(wanted)

@@ -64,6 +64,7 @@ def day(index: int) -> Window:
 def finish(watch: Watch, window: Window, seen: Observation, champion: str | None = None) -> None:
     status = "quarantined" if seen.problems else "promoted"
     done: Any = SimpleNamespace(
+        sound=status != "quarantined",
         index=window.index,
         window=window,
         observation=seen,

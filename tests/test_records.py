@@ -48,6 +48,15 @@ def test_a_record_survives_json(record: Any) -> None:
     assert from_json(type(record), json.loads(json.dumps(to_json(record)))) == record
 
 
+def test_a_window_whose_labels_are_noise_is_not_sound_unless_it_was_promoted() -> None:
+    noise = {"version": "1.1", "findings": [{"kind": "labels", "passed": False}]}
+    assert ROUND.sound
+    assert not dataclasses.replace(ROUND, status="quarantined").sound
+    assert not dataclasses.replace(ROUND, status="rejected", versions=(noise,)).sound
+    assert dataclasses.replace(ROUND, status="promoted", versions=(noise,)).sound
+    assert dataclasses.replace(ROUND, status="rejected").sound
+
+
 def test_unknown_and_missing_keys_are_refused() -> None:
     value = to_json(CURSOR)
     with pytest.raises(TypeError, match="unexpected keyword argument 'more'"):

@@ -186,7 +186,7 @@ def figures(loop: Loop, rounds: Sequence[Round], task: str) -> Json:
     retention: Json = {}
     if rounds and (champion := rounds[-1].champion):
         predictor = Predictor.load(storage, loop.registry.version(champion).state)
-        held_out = [loop.snapshots.table(r.observation.holdout) for r in rounds if r.status != "quarantined"]
+        held_out = [loop.snapshots.table(r.observation.holdout) for r in rounds if r.sound]
         retention = total(task, [MetricSums.of(predictor.score(rows)) for rows in held_out if rows.num_rows]).values()
     return {
         "retention": retention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +27,13 @@ def stream(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=7 if len(table) < 100 else None)
     return bytes(sink.getvalue())
+
+
+def follow(client: Any, version: str) -> None:
+    end = time.monotonic() + 10
+    while client.server.resident.current is None or client.server.resident.current.version != version:
+        assert time.monotonic() < end, "it did not follow"
+        time.sleep(0.01)
 
 
 def as_json(table: pa.Table) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def test_arrow_that_is_none(serve_store: Serve, store: Store, registry: Registry
         assert ask(good[:end])[0] in (200, 422)
     assert ask(pa.table({"distance": pa.array([], pa.float64())})) == (422, "the stream has no row")
     assert ask(pa.table({"distance": np.arange(11.0)}))[0] == 413
-    assert ask(pa.table({"x": pa.nulls(2**40)}))[0] == 413
+    assert ask(pa.table({"x": pa.nulls(1_000_000)}))[0] == 413
     assert "distance" in ask(pa.table({"distance": [datetime(2024, 1, 1, tzinfo=UTC)]}))[1]
     assert ask(pa.table({"distance": ["far"]}))[0] == 422
     assert client.server.failed == 0
@@ -135,7 +143,7 @@ def test_metrics_by_version_with_as_many_series_as_versions(
     assert {"cltrain_shadow_shed_total", "cltrain_failures_total"} <= {key[0] for key in found}
     assert ("cltrain_log_waiting_rows", "log=predictions") in found
     registry.promote("1.1", reason="next")
-    client.server.resident.refresh()
+    follow(client, "1.1")
     client.post("/predict", json={"features": {"distance": 100}})
     assert ("cltrain_requests_total", "arm=champion", "role=champion", "version=1.1") in scraped(client)
     client.server.resident._loaded.pop("1.0")
@@ -147,16 +155,27 @@ def test_the_schema_has_an_example_that_is_answered(serve_store: Serve, store: S
     assert client.get("/schema").status_code == 503
     assert client.get("/openapi.json").status_code == 200
     registry.promote("1.0", reason="first")
-    client.server.resident.refresh()
+    follow(client, "1.0")
     told = client.get("/schema").json()
     assert (told["version"], told["task"]) == ("binary:1.0", "binary")
     assert set(told["features"]) == {"distance", "carrier"}
-    assert told["features"]["carrier"]["known"] == ["AA", "DL", "UA"]
+    assert set(told["features"]["carrier"]["known"]) == {"AA", "DL", "UA"}
     assert client.post("/predict", json=told["example"]).status_code == 200
     document = client.get("/openapi.json").json()
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert ARROW in content
     assert content["application/json"]["example"] == {"rows": [told["example"]]}
+
+
+def test_numbers_too_large_for_a_float(serve_store: Serve, store: Store, registry: Registry) -> None:
+    registry.promote("1.0", reason="first")
+    client, large = serve_store(store), 10**400
+    statuses = [
+        client.post("/feedback", json={"rows": [{"event_id": "a", "label": large}]}).status_code,
+        client.post("/predict", json={"features": {"distance": large}}).status_code,
+        client.post("/rank", json={"items": [{"item_id": "a", "features": {"distance": large}}]}).status_code,
+    ]
+    assert statuses == [422, 422, 422]
 
 
 def test_windows_of_profiles(serve_store: Serve, store: Store, registry: Registry) -> None:

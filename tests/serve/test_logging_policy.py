@@ -51,7 +51,12 @@ def broken(row: Prediction) -> float:
 
 def test_strata_have_rates_and_rows_have_weights(tmp_path: Path) -> None:
     rows = [prediction(i, arm="challenger" if i % 5 == 0 else "champion") for i in range(10_000)]
-    rates = {"arm=challenger": 0.5, "features.country=NZ": 1.0, "score>0.985": 1.0, "features.vip=true": 0.1}
+    rates = {
+        "arm is challenger": 0.5,
+        "features.country is NZ": 1.0,
+        "score above 0.985": 1.0,
+        "features.vip is true": 0.1,
+    }
     found = logged(tmp_path, rows, rate=0.1, rates=rates)
     assert {row["version"] for row in found} == {"1.0"}
     by_weight = {w: sum(row["weight"] == w for row in found) for w in (1.0, 2.0, 10.0)}
@@ -129,9 +134,9 @@ def test_old_segments_go(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"keep": "some"}, "serve.log.keep"),
-        ({"rates": {"arm=a": 1.5}}, "serve.log.rates.arm=a"),
-        ({"rates": {"colour=red": 1.0}}, "write a field"),
-        ({"rates": {"score<high": 1.0}}, "no number"),
+        ({"rates": {"arm is a": 1.5}}, "serve.log.rates.arm is a"),
+        ({"rates": {"colour is red": 1.0}}, "write a field"),
+        ({"rates": {"score below high": 1.0}}, "no number"),
         ({"metrics": {"a": "no.such.function"}}, "serve.log.metrics.a"),
         ({"retain": "long"}, "duration"),
     ],
@@ -142,10 +147,15 @@ def test_settings_name_what_is_wrong(settings: dict[str, Any], words: str) -> No
 
 
 def test_the_settings_reach_a_replica(settings_of: Callable[..., dict[str, Any]]) -> None:
-    given = settings_of("serve.log.keep=profiles", "+serve.log.metrics.busy=math.isfinite", "serve.log.retain=30d")
+    given = settings_of(
+        "serve.log.keep=profiles",
+        "+serve.log.metrics.busy=math.isfinite",
+        "serve.log.retain=30d",
+        "+serve.log.rates={arm is challenger: 1.0}",
+    )
     told = build(given["serve"], "serve").settings(Store(root="."), "m")
     assert ServerSettings.from_json(told).log == LogSettings(
-        keep="profiles", metrics={"busy": "math.isfinite"}, retain="30d"
+        keep="profiles", rates={"arm is challenger": 1.0}, metrics={"busy": "math.isfinite"}, retain="30d"
     )
 
 
