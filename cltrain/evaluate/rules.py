@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from cltrain.errors import ConfigError
 
@@ -72,6 +71,8 @@ class Rule:
         array([False,  True, False, False])
         """
         try:
+            import pyarrow.dataset as ds  # here, since it imports pandas
+
             found = ds.dataset(table).to_table(columns={"mask": self.expression(table.schema)}, use_threads=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             types = ", ".join(f"{name} is {table.schema.field(name).type}" for name in self.columns)

@@ -46,7 +46,11 @@ def test_the_id_is_that_of_the_command() -> None:
     ("job", "overrides", "message"),
     [
         ("loop", [], "needs store.root=FOLDER_OR_URI that outlives it"),
-        ("lop", ["store.root=/x"], "there is no job 'lop'; there are: evaluate, loop"),
+        (
+            "lop",
+            ["store.root=/x"],
+            "there is no job 'lop'; there are: backtest, evaluate, freshness, loop, recalibrate, search, serve, update",
+        ),
         ("loop", ["store.root=/x"], "no cluster answers at RAY_ADDRESS=http://127.0.0.1:1"),
     ],
 )

@@ -12,9 +12,12 @@ import pytest
 from cltrain.errors import ConfigError
 from cltrain.evaluate import Evaluation, PredictionCache
 from cltrain.evaluate.cache import FOLDER, INDEX, digest_rows, score_here
+from cltrain.evaluate.checks import Checks
 from cltrain.evaluate.sample import Sample
 from cltrain.records import EVENT_ID, ReportCard
 from cltrain.storage import Storage
+
+NONE = Checks(labels=None, importance_rows=0)  # they ask for rows of their own
 
 
 @dataclass
@@ -49,7 +52,7 @@ def same(a: ReportCard, b: ReportCard) -> bool:
 
 def test_the_same_card_without_asking_again(tmp_path: Path) -> None:
     held_out = [(i, rows(300, i)) for i in range(3)]
-    evaluation = Evaluation(slices=("x > 0", {"column": "shop", "min_rows": 10}), spots=4)
+    evaluation = Evaluation(slices=("x > 0", {"column": "shop", "min_rows": 10}), spots=4, checks=NONE)
     ours, theirs = Version("_a"), Version("_b")
     plain = evaluation.card(ours, theirs, held_out, 0)
     cache = PredictionCache(storage=Storage(tmp_path))
@@ -59,7 +62,7 @@ def test_the_same_card_without_asking_again(tmp_path: Path) -> None:
         assert len(ours.asked) == len(theirs.asked) == asked
     # A window more, and other settings: only the new rows are asked for, and what is compared is compared anew.
     more = [*held_out, (3, rows(200, 3))]
-    other = Evaluation(slices=("x > 1",), level=0.1)
+    other = Evaluation(slices=("x > 1",), level=0.1, checks=NONE)
     card = other.card(ours, theirs, more, 0, cache=cache.of((ours, "1.1"), (theirs, "1.0")))
     assert ours.asked[6:] == [200]
     assert same(card, other.card(ours, theirs, more, 0))
@@ -69,12 +72,12 @@ def test_versions_and_rows_are_told_apart(tmp_path: Path) -> None:
     held_out = [(0, rows(300, 0))]
     cache = PredictionCache(storage=Storage(tmp_path))
     ours, theirs = Version("_a"), Version("_b")
-    Evaluation().card(ours, theirs, held_out, 0, cache=cache.of((ours, "1.1"), (theirs, "1.0")))
-    turned = Evaluation().card(theirs, ours, held_out, 0, cache=cache.of((theirs, "1.0"), (ours, "1.1")))
-    assert same(turned, Evaluation().card(theirs, ours, held_out, 0))
+    Evaluation(checks=NONE).card(ours, theirs, held_out, 0, cache=cache.of((ours, "1.1"), (theirs, "1.0")))
+    turned = Evaluation(checks=NONE).card(theirs, ours, held_out, 0, cache=cache.of((theirs, "1.0"), (ours, "1.1")))
+    assert same(turned, Evaluation(checks=NONE).card(theirs, ours, held_out, 0))
     altered = held_out[0][1].set_column(4, "x", pa.array(np.zeros(300)))
     before = len(ours.asked)
-    Evaluation().card(ours, None, [(0, altered)], 0, cache=cache.of((ours, "1.1")))
+    Evaluation(checks=NONE).card(ours, None, [(0, altered)], 0, cache=cache.of((ours, "1.1")))
     assert len(ours.asked) == before + 1
     assert digest_rows(altered) != digest_rows(held_out[0][1]) == digest_rows(rows(300, 0))
     codes = [pa.table({"x": pa.array(values).dictionary_encode()}) for values in (["a", "b"], ["a", "c"])]
@@ -120,13 +123,13 @@ def test_of_one_version_the_latest_rows_stay(tmp_path: Path) -> None:
 def test_a_damaged_or_deleted_cache_is_made_again(tmp_path: Path, damage: bytes) -> None:
     storage, version, held_out = Storage(tmp_path), Version("_a"), [(0, rows(100, 0))]
     cache = PredictionCache(storage=storage)
-    card = Evaluation().card(version, None, held_out, 0, cache=cache.of((version, "a")))
+    card = Evaluation(checks=NONE).card(version, None, held_out, 0, cache=cache.of((version, "a")))
     for name in storage.names(FOLDER):
         (tmp_path / name).write_bytes(damage)
-    assert same(Evaluation().card(version, None, held_out, 0, cache=cache.of((version, "a"))), card)
+    assert same(Evaluation(checks=NONE).card(version, None, held_out, 0, cache=cache.of((version, "a"))), card)
     for name in storage.names(FOLDER):
         (tmp_path / name).unlink()
-    assert same(Evaluation().card(version, None, held_out, 0, cache=cache.of((version, "a"))), card)
+    assert same(Evaluation(checks=NONE).card(version, None, held_out, 0, cache=cache.of((version, "a"))), card)
     assert len(version.asked) == 3
 
 
