@@ -17,18 +17,6 @@ for name in ("CACHE", "DATA", "CONFIG"):
     os.environ.setdefault(f"WANDB_{name}_DIR", "/tmp/cltrain-tests-wandb")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that `scripts/test` shares the tests among, one has all that start a Ray: two on one machine get
-    in each other's way. The others go by file, for the sake of what its tests share."""
-    for item in items:
-        alone = (
-            item.get_closest_marker("ray")
-            or item.get_closest_marker("slow")
-            or "ray_session" in getattr(item, "fixturenames", ())
-        )
-        item.add_marker(pytest.mark.xdist_group("ray" if alone else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[str]:
     """A Ray of two CPUs, started as the jobs start it; the address of its dashboard."""
