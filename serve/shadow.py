@@ -7,9 +7,9 @@ live answers nothing; a thread here only moves copies to it and counts what come
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -17,8 +17,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import IO, Any
 
+from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, Store
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class ShadowProcess:
         while not self._stopping:
             try:
                 self._serve()
-            except (OSError, EOFError, pickle.UnpicklingError) as error:
+            except (OSError, EOFError, ValueError) as error:
                 if self._stopping:
                     break
                 failures += 1
@@ -196,7 +198,7 @@ def answer_copies(source: IO[bytes], sink: IO[bytes]) -> None:
     _write(sink, {"problem": None})
     while True:
         try:
-            rows = _read(source)
+            rows = [row | {EVENT_TIME: datetime.fromisoformat(row[EVENT_TIME])} for row in _read(source)]
         except EOFError:
             return
         started = time.perf_counter()
@@ -208,10 +210,15 @@ def answer_copies(source: IO[bytes], sink: IO[bytes]) -> None:
         _write(sink, {"answers": answers, "seconds": time.perf_counter() - started, "error": problem})
 
 
-def _write(stream: Any, value: Any) -> None:
-    pickle.dump(value, stream, protocol=pickle.HIGHEST_PROTOCOL)
+def _write(stream: IO[bytes], value: Any) -> None:
+    """A line of JSON, with NaN and infinities as Python writes them, and instants as ISO 8601."""
+    stream.write(json.dumps(value, default=datetime.isoformat).encode() + b"\n")
     stream.flush()
 
 
 def _read(stream: IO[bytes]) -> Any:
-    return pickle.load(stream)
+    """Raises `EOFError` where the other side is gone, and `ValueError` where it ended in the middle of a line."""
+    line = stream.readline()
+    if not line:
+        raise EOFError
+    return json.loads(line)

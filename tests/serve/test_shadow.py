@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
 from serve.controller import Controller, begin
@@ -115,17 +116,15 @@ def test_a_shadow_is_compared_shed_and_started_again_while_live_answers_go_on(
 def talk(store: Store, *messages: Any) -> list[Any]:
     """What the process says to messages, without one."""
     told = {"store": store.to_json(), "model": "binary", "version": "1.1"}
-    source, sink = io.BytesIO(b"".join(pickle.dumps(message) for message in (told, *messages))), io.BytesIO()
+    source, sink = io.BytesIO("".join(f"{json.dumps(m)}\n" for m in (told, *messages)).encode()), io.BytesIO()
     answer_copies(source, sink)
-    sink.seek(0)
-    said = []
-    while sink.tell() < len(sink.getvalue()):
-        said.append(pickle.load(sink))
-    return said
+    return [json.loads(line) for line in sink.getvalue().splitlines()]
 
 
 def test_a_shadow_that_cannot_be_loaded_says_why(store: Store, registry: Registry) -> None:
-    hello, answered, failed = talk(store, [{"distance": 900}], [{"distance": "far"}])
+    hello, answered, failed = talk(
+        store, *([{EVENT_TIME: "2024-01-01T00:00:00+00:00", "distance": distance}] for distance in (900, "far"))
+    )
     assert (hello["problem"], len(answered["answers"]), answered["error"]) == (None, 1, None)
     assert (failed["answers"], "DataError" in failed["error"]) == (None, True)
     store.storage.write(f"{registry.version('1.1').state}/weights.safetensors", b"altered")
