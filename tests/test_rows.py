@@ -18,9 +18,10 @@ from cltrain.data.holdout import is_held_out
 from cltrain.data.parquet import ParquetSource
 from cltrain.data.snapshot import Rule, Snapshots, SnapshotSettings, cache_name
 from cltrain.errors import StoreError
-from cltrain.records import EVENT_ID, Challenger, Cursor, ReportCard, Snapshot, Verdict
+from cltrain.records import EVENT_ID, Snapshot
 from cltrain.registry import Registry, Store, segments
 from cltrain.rows import Answer, versions_with
+from tests.versions import registered
 
 HOUR = 3_600_000_000
 START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -59,32 +60,7 @@ def log_of(folder: Path, *, named: bool = True) -> EventLog:
 def register(
     registry: Registry, snapshot: Snapshot, index: int, parent: str | None = None, depends_on: tuple[str, ...] = ()
 ) -> str:
-    challenger = Challenger(
-        kind="stateful" if parent else "stateless",
-        state=f"states/{index}",
-        parent=registry.version(parent).state if parent else None,
-        snapshot=snapshot,
-        cursor=Cursor(until=START, files=()),
-        weights_digest=str(index),
-        rows_trained=1,
-        rows_replayed=0,
-        steps=1,
-        seconds=0.1,
-        loss=0.5,
-        parameters=3,
-        seed=1,
-    )
-    found = registry.register(
-        challenger,
-        ReportCard(comparisons=(), transfer=(), latency_ms=0.1, size_bytes=8),
-        Verdict(accepted=True, reasons=("test",)),
-        round_index=index,
-        reason="test",
-        compared_to=None,
-        settings={"seed": 0},
-        depends_on=depends_on,
-    )
-    return found.version
+    return registered(registry, index, parent, snapshot=snapshot, depends_on=depends_on).version
 
 
 def frozen(snapshots: Snapshots, log: EventLog, folder: Path) -> list[Snapshot]:

@@ -26,9 +26,7 @@ def submit(job: str, overrides: list[str], address: str, folder: Path, wait: boo
     """Upload `folder` and run `python -m jobs.<job>` on the cluster; returns the submission id. With `wait` its log is
     printed until it ends. Raises `ClusterError` where there is no such job or cluster, or when the job fails."""
     if not (folder / "jobs" / f"{job}.py").exists():
-        have = ", ".join(
-            sorted(p.stem for p in (folder / "jobs").glob("[a-z]*.py") if "\n@job(" in p.read_text())
-        )
+        have = ", ".join(sorted(p.stem for p in (folder / "jobs").glob("[a-z]*.py") if "\n@job(" in p.read_text()))
         raise ClusterError(f"there is no job {job!r}; there are: {have}")
     if not any(override.startswith("store.root=") for override in overrides):
         raise ClusterError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -54,14 +54,8 @@ class NotWorse:
         direction(self.metric, self.higher_is_better, "gate")
 
     def check(self, card: ReportCard) -> Outcome:
-        if without_champion(card):
-            return Outcome(passed=True, reason=NO_CHAMPION, applies=False)
-        compared = places(card, self.over)
-        if not compared:
-            return _nothing_on(self.over)
         gained = self._gained(card)
-        outcomes = [self.compare(c, gained) for c in compared]
-        return joined(outcomes, all(o.passed for o in outcomes)) if len(outcomes) > 1 else outcomes[0]
+        return _on_each(card, self.over, lambda c: self.compare(c, gained))
 
     def compare(self, c: Comparison, gained: float = 0.0) -> Outcome:
         """On these rows, where so much is gained on the new window."""
@@ -118,13 +112,7 @@ class Better:
         direction(self.metric, self.higher_is_better, "gate")
 
     def check(self, card: ReportCard) -> Outcome:
-        if without_champion(card):
-            return Outcome(passed=True, reason=NO_CHAMPION, applies=False)
-        compared = places(card, self.over)
-        if not compared:
-            return _nothing_on(self.over)
-        outcomes = [self._compare(c) for c in compared]
-        return joined(outcomes, all(o.passed for o in outcomes)) if len(outcomes) > 1 else outcomes[0]
+        return _on_each(card, self.over, self._compare)
 
     def _compare(self, c: Comparison) -> Outcome:
         sign = direction(self.metric, self.higher_is_better, "gate")
@@ -258,6 +246,16 @@ def rejected(p_values: Sequence[float], level: float) -> list[int]:
 def _what(metric: str, on: str, c: Comparison) -> str:
     named = "" if metric == LOSS else f"{metric} "
     return f"{c.name} {named}" if on == "slices" else named
+
+
+def _on_each(card: ReportCard, over: str, compare: Callable[[Comparison], Outcome]) -> Outcome:
+    """What a rule finds wherever it is to be held."""
+    if without_champion(card):
+        return Outcome(passed=True, reason=NO_CHAMPION, applies=False)
+    outcomes = [compare(c) for c in places(card, over)]
+    if not outcomes:
+        return _nothing_on(over)
+    return joined(outcomes, all(o.passed for o in outcomes)) if len(outcomes) > 1 else outcomes[0]
 
 
 def _nothing_on(on: str) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cltrain.cli import app
-from cltrain.records import Challenger, Cursor, ReportCard, Snapshot, Verdict
+from cltrain.records import Snapshot
 from cltrain.registry import Registry, Store
+from tests.versions import registered
 
 
 @pytest.fixture
@@ -45,31 +45,14 @@ def add(registry: Registry) -> Callable[..., str]:
     def register(
         parent: str | None = None, snapshot: Snapshot | None = None, accepted: bool = True, **settings: Any
     ) -> str:
-        index = next(rounds)
-        challenger = Challenger(
-            kind="stateful" if parent else "stateless",
-            state=f"states/{index}",
-            parent=registry.version(parent).state if parent else None,
-            snapshot=snapshot or Snapshot(digest="d", role="train", rows=5),
-            cursor=Cursor(until=datetime(2024, 1, 1, tzinfo=UTC), files=()),
-            weights_digest=str(index),
-            rows_trained=1,
-            rows_replayed=0,
-            steps=1,
-            seconds=0.1,
-            loss=0.5,
-            parameters=3,
-            seed=1,
-        )
-        found = registry.register(
-            challenger,
-            ReportCard(comparisons=(), transfer=(), latency_ms=0.1, size_bytes=8),
-            Verdict(accepted=accepted, reasons=("test",)),
-            round_index=index,
-            reason="test",
-            compared_to=parent,
+        return registered(
+            registry,
+            index := next(rounds),
+            parent,
+            accepted=accepted,
             settings={"seed": 0, **settings},
-        )
-        return found.version
+            snapshot=snapshot or Snapshot(digest="d", role="train", rows=5),
+            weights_digest=str(index),
+        ).version
 
     return register

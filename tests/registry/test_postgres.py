@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import multiprocessing
 import threading
@@ -14,39 +13,14 @@ import pytest
 from sqlalchemy import make_url
 
 from cltrain.errors import ConfigError, ConflictError, StoreError
-from cltrain.records import Challenger, Cursor, ReportCard, Snapshot, Verdict
 from cltrain.registry import Registry, RoundLog, Store, VersionRecord
 from cltrain.registry import store as store_module
 from cltrain.registry.registry import models
-
-CHALLENGER = Challenger(
-    kind="stateless",
-    state="states/0",
-    parent=None,
-    snapshot=Snapshot(digest="d" * 64, role="train", rows=5),
-    cursor=Cursor(until=datetime(2024, 1, 1, tzinfo=UTC), files=("a.parquet",)),
-    weights_digest="w",
-    rows_trained=10,
-    rows_replayed=0,
-    steps=2,
-    seconds=0.1,
-    loss=0.5,
-    parameters=3,
-    seed=1,
-)
+from tests.versions import registered
 
 
 def register(registry: Registry, round_index: int, reason: str = "test", **fields: object) -> VersionRecord:
-    card = ReportCard(comparisons=(), transfer=(), latency_ms=0.1, size_bytes=8)
-    return registry.register(
-        dataclasses.replace(CHALLENGER, state=f"states/{round_index}", **fields),  # type: ignore[arg-type]
-        card,
-        Verdict(accepted=True, reasons=("test",)),
-        round_index=round_index,
-        reason=reason,
-        compared_to=None,
-        settings={"seed": 0},
-    )
+    return registered(registry, round_index, reason=reason, **fields)
 
 
 @pytest.fixture

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from cltrain.errors import ConflictError, StoreError
-from cltrain.records import Challenger, Cursor, Decision, Kind, ReportCard, Snapshot, Verdict
+from cltrain.records import Decision, Kind
 from cltrain.registry import Registry, RoundLog, Store, VersionRecord
 from cltrain.registry.registry import models
-
-CARD = ReportCard(comparisons=(), transfer=(), latency_ms=0.1, size_bytes=8)
+from tests.versions import registered
 
 
 def register(registry: Registry, round_index: int, kind: Kind, parent: str | None = None) -> VersionRecord:
-    challenger = Challenger(
-        kind=kind,
-        state=f"states/{round_index}-{kind}",
-        parent=registry.version(parent).state if parent else None,
-        snapshot=Snapshot(digest="d" * 64, role="train", rows=5),
-        cursor=Cursor(until=datetime(2024, 1, 1, tzinfo=UTC), files=("a.parquet",)),
-        weights_digest="w",
-        rows_trained=10,
-        rows_replayed=0,
-        steps=2,
-        seconds=0.1,
-        loss=0.5,
-        parameters=3,
-        seed=1,
-    )
-    verdict = Verdict(accepted=True, reasons=("test",))
-    return registry.register(
-        challenger, CARD, verdict, round_index=round_index, reason="test", compared_to=parent, settings={"seed": 0}
-    )
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else None
-    return Registry(Store(root=str(tmp_path), url=url), "ranker")
+    return registered(registry, round_index, parent, kind=kind, state=f"states/{round_index}-{kind}")
 
 
 def test_stateless_starts_a_major_and_stateful_adds_a_minor(registry: Registry) -> None:
