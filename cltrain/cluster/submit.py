@@ -41,12 +41,18 @@ def submit(job: str, overrides: list[str], address: str, folder: Path, wait: boo
     if known.get(name) in (JobStatus.FAILED, JobStatus.STOPPED):
         client.delete_job(name)  # the same command goes on from its store
     if name not in known or known[name] in (JobStatus.FAILED, JobStatus.STOPPED):
-        client.submit_job(
-            entrypoint=shlex.join([_python(address), "-m", f"jobs.{job}", *overrides]),
-            submission_id=name,
-            metadata={"project": "cltrain", "job": job},
-            runtime_env={"working_dir": str(folder), "excludes": EXCLUDED},
-        )
+        try:
+            client.submit_job(
+                entrypoint=shlex.join([_python(address), "-m", f"jobs.{job}", *overrides]),
+                submission_id=name,
+                metadata={"project": "cltrain", "job": job},
+                runtime_env={"working_dir": str(folder), "excludes": EXCLUDED},
+            )
+        except RuntimeError as error:
+            raise ClusterError(
+                f"{address} did not take {name}: {str(error).rstrip('.')}. Where two Rays share a machine, the second has no agent that "
+                "starts jobs unless it was started with --dashboard-agent-listen-port=0"
+            ) from error
     if wait:
         asyncio.run(_follow(client, name))
         if (status := client.get_job_status(name)) != JobStatus.SUCCEEDED:
