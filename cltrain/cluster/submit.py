@@ -49,8 +49,9 @@ def submit(job: str, overrides: list[str], address: str, folder: Path, wait: boo
                 runtime_env={"working_dir": str(folder), "excludes": EXCLUDED},
             )
         except RuntimeError as error:
+            said = str(error).rstrip(".")
             raise ClusterError(
-                f"{address} did not take {name}: {str(error).rstrip('.')}. Where two Rays share a machine, the second has no agent that "
+                f"{address} did not take {name}: {said}. Where two Rays share a machine, the second has no agent that "
                 "starts jobs unless it was started with --dashboard-agent-listen-port=0"
             ) from error
     if wait:
