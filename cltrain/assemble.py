@@ -58,6 +58,19 @@ STRATEGY = [
 LATEST = Path("store", "latest")
 
 
+def run_info(settings: Mapping[str, Any], task: str, store: Store) -> RunInfo:
+    """What trackers are told of a job."""
+    return RunInfo(
+        name=settings["name"],
+        model=settings["model"]["name"],
+        task=task,
+        metric=headline(task),
+        run_dir=settings["run_dir"],
+        store=str(store.to_json()["root"]),
+        settings=dict(settings),
+    )
+
+
 def open_store(settings: Mapping[str, Any], create: bool = True) -> Store:
     """The store of the settings. Without `store.root` its folder is named after the model and the strategy, so that the
     same command finds what it began and another one starts anew; `store/latest` names the one used last."""
@@ -99,15 +112,7 @@ def running_loop(
     name = settings["model"]["name"]
     registry = Registry(store, name)
     snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
-    info = RunInfo(
-        name=settings["name"],
-        model=name,
-        task=parts["data"].task,
-        metric=headline(parts["data"].task),
-        run_dir=settings["run_dir"],
-        store=str(store.to_json()["root"]),
-        settings=dict(settings),
-    )
+    info = run_info(settings, parts["data"].task, store)
     serving, cluster = parts["serve"], parts["cluster"]
     about = {"job": settings["name"], "model": name, "store": info.store}
     with (

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cltrain.assemble import open_store
+from cltrain.assemble import open_store, run_info
 from cltrain.clock import to_us
 from cltrain.config import build
 from cltrain.data.encoder import outline
@@ -26,10 +26,12 @@ from cltrain.records import Json
 from cltrain.search import GROUPS
 from cltrain.seeding import derive_seed
 from cltrain.storage import Storage
+from cltrain.tracking.base import Trackers
 from cltrain.tracking.freshness import NAME, render
+from cltrain.tracking.freshness import tables as tables_of
 
 log = logging.getLogger(__name__)
-KEYS = ("data", "clock", "snapshot", "memory", "method", "adapter", "train", "cluster", "freshness")
+KEYS = ("data", "clock", "snapshot", "memory", "method", "adapter", "train", "cluster", "freshness", "tracking")
 
 
 def run_freshness(settings: Mapping[str, Any]) -> Json:
@@ -94,6 +96,9 @@ def run_freshness(settings: Mapping[str, Any]) -> Json:
         )
     summary |= _about(settings, plan, periods, ledger) | {"store": place["root"], "run_dir": settings["run_dir"]}
     Storage(settings["run_dir"]).write(NAME, render(summary).encode())
+    said = {key: summary[key] for key in ("recommended_every", "half_life", "cost", "trials")}
+    info = run_info(settings, parts["data"].task, store)
+    Trackers(parts["tracking"].values()).measured(info, tables_of(summary), said)
     return summary
 
 

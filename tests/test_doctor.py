@@ -127,4 +127,6 @@ def test_the_command_says_it_by_its_exit_code(registry: Registry) -> None:
     registry.store.storage.write(f"{registry.version('2.0').state}/encoder.json", b"{}")
     assert call().exit_code == 1
     assert json.loads(call("--json").stdout)["problems"][0]["kind"] == "altered"
+    registry.store.storage.write(f"cache/{registry.version('2.0').snapshot_digest}.arrow", b"not arrow")
+    assert "[deleted]" in call("--grace", "1ms", "--repair").stdout
     assert call("--model", "other").exit_code == 2

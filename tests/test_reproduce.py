@@ -141,6 +141,8 @@ def test_the_command_says_it_by_its_exit_code(registry: Registry, kept: dict[str
     assert same.exit_code == 0
     assert json.loads(same.stdout)["equal"]
     assert "bit for bit" in call("1.0").stdout
+    last = call("1.1", "--from-parent", "--json")
+    assert [hop["version"] for hop in json.loads(last.stdout)["hops"]] == ["1.1"]
     with registry.store.writing() as session:
         session.execute(update(VersionRow).where(VersionRow.version == "1.0").values(weights_digest="f" * 64))
     other = call("1.0")

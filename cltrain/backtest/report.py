@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from cltrain.clock import from_us
 from cltrain.records import Json
+from cltrain.tracking.base import Table
 from cltrain.tracking.charts import Chart, day, short
 from cltrain.tracking.headlines import count, duration, figure
 from cltrain.tracking.report import script_json
@@ -28,7 +29,7 @@ LINES = 8  # strategies in the chart over time at most
 
 def render(result: Mapping[str, Any], lines: Sequence[Json], written: datetime | None = None) -> str:
     """The page. `result` is that of `Judgement.judge`, with the places; `lines` are those of the trials."""
-    charts = [chart for chart in (_pareto(result), _over_time(result, lines), _iterations(result)) if chart is not None]
+    charts = _charts(result, lines)
     chosen = next(row for row in result["table"] if row["name"] == result["chosen"])
     return _template().render(
         result=result,
@@ -55,6 +56,16 @@ def render(result: Mapping[str, Any], lines: Sequence[Json], written: datetime |
             for c in charts
         ]),
     )  # fmt: skip
+
+
+def tables(result: Mapping[str, Any], lines: Sequence[Json]) -> dict[str, Table]:
+    """Columns and rows of every chart, for trackers that have tables."""
+    return {f"backtest/{chart.id}": (chart.columns, chart.rows) for chart in _charts(result, lines)}
+
+
+def _charts(result: Mapping[str, Any], lines: Sequence[Json]) -> list[Chart]:
+    found = (_pareto(result), _over_time(result, lines), _iterations(result))
+    return [chart for chart in found if chart is not None]
 
 
 def _sentence(result: Mapping[str, Any], chosen: Json) -> str:

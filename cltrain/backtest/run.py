@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cltrain.assemble import open_store
+from cltrain.assemble import open_store, run_info
 from cltrain.backtest.ledger import Kept, Trials
 from cltrain.backtest.replay import History, run_strategy
-from cltrain.backtest.report import render
+from cltrain.backtest.report import render, tables
 from cltrain.backtest.searcher import make_searcher
 from cltrain.backtest.settings import Backtest
 from cltrain.backtest.strategy import Strategies, Strategy
@@ -29,6 +29,7 @@ from cltrain.parts import Timeline
 from cltrain.records import Json
 from cltrain.seeding import derive_seed
 from cltrain.storage import Storage, digest_json
+from cltrain.tracking.base import Trackers
 from cltrain.tracking.history import finite
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def run_backtest(settings: Mapping[str, Any], strategies: Strategies, write: Any
     the text of the experiment that runs one. Returns the summary. Results of trials are kept in the store as they end,
     so that a backtest which was interrupted, or is given more to try, repeats none of them."""
     backtest = strategies.backtest
-    parts = {key: build(settings[key], key) for key in ("data", "clock", "window", "cluster", "snapshot")}
+    parts = {key: build(settings[key], key) for key in ("data", "clock", "window", "cluster", "snapshot", "tracking")}
     if parts["clock"].waits:
         raise ConfigError("jobs.backtest takes its time from the data: set clock=data")
     event_log = EventLog(parts["data"])
@@ -103,7 +104,11 @@ def run_backtest(settings: Mapping[str, Any], strategies: Strategies, write: Any
         "baseline": backtest.baseline,
         "seconds": time.perf_counter() - started,
     }
-    return _written(result, lines, trials.strategies, settings, write)
+    result = _written(result, lines, trials.strategies, settings, write)
+    said = {key: result[key] for key in ("chosen", "tried", "luck", "confirmation", "seconds")}
+    info = run_info(settings, work["task"], store)
+    Trackers(parts["tracking"].values()).measured(info, tables(result, lines), said)
+    return result
 
 
 def cut(settings: Mapping[str, Any], backtest: Backtest, parts: Mapping[str, Any], event_log: EventLog) -> History:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cltrain.records import Json, Round, RunInfo
+
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # columns, and rows of plain values
 
 log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Told when the job starts, when a window is begun, when a round has ended and when the job ends. Does nothing
-    itself."""
+    """Told when the job starts, when a window is begun, when a round has ended and when the job ends; and, by jobs that
+    are no loop but a measurement, what came of it. Does nothing itself."""
 
     def start(self, run: RunInfo, rounds: list[Round]) -> None:
         """The job starts; `rounds` were finished by an earlier run of it."""
@@ -25,6 +27,9 @@ class Tracker:
 
     def close(self, rounds: list[Round], summary: Json) -> None:
         """The job has ended with `summary`."""
+
+    def measured(self, run: RunInfo, tables: Mapping[str, Table], summary: Json) -> None:
+        """A measurement such as `jobs.freshness` has ended; its `report.html` is in the run folder."""
 
 
 class Trackers(Tracker):
@@ -44,6 +49,9 @@ class Trackers(Tracker):
 
     def close(self, rounds: list[Round], summary: Json) -> None:
         self._tell(lambda tracker: tracker.close(rounds, summary))
+
+    def measured(self, run: RunInfo, tables: Mapping[str, Table], summary: Json) -> None:
+        self._tell(lambda tracker: tracker.measured(run, tables, summary))
 
     def _tell(self, tell: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 
 from cltrain.records import Json
+from cltrain.tracking.base import Table
 from cltrain.tracking.charts import Chart, short
 from cltrain.tracking.headlines import count
 from cltrain.tracking.headlines import duration as seconds_text
@@ -44,7 +45,7 @@ def render(summary: Json, written: datetime | None = None) -> str:
     )
 
 
-def tables(summary: Json) -> dict[str, tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]]:
+def tables(summary: Json) -> dict[str, Table]:
     """Columns and rows of every chart, for trackers that have tables."""
     label = METRICS.get(summary["metric"], (summary["metric"], None))[0]
     made = [_curve(summary, label), _matrix(summary, label), *_slices(summary, label), _cadence(summary, label)]
@@ -58,7 +59,7 @@ def _tiles(summary: Json) -> list[Json]:
         {"name": "Update every", "value": summary["recommended_every"], "more": summary["advice"][0]},
         {
             "name": "Half-life",
-            "value": interval["duration"] or "not determinable",
+            "value": interval["duration"] or "unknown",
             "more": interval["reason"] or f"{_between(interval)} periods of {summary['every']}",
         },
         {

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from cltrain.errors import ConfigError
 from cltrain.records import Json, Round, RunInfo
-from cltrain.tracking.base import Tracker
+from cltrain.tracking.base import Table, Tracker
 from cltrain.tracking.history import Entry, cost, entries, finite, losses, number, redacted, stateless_epochs
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 @dataclass(kw_only=True, eq=False)
 class Wandb(Tracker):
-    """One run for each loop, which a resumed job continues; its step is the number of the round.
+    """One run for each loop, which a resumed job continues; its step is the number of the round. A measurement is a run
+    with its tables, a chart of each, and its report.
 
     mode: auto is online where `WANDB_API_KEY` is set and offline elsewhere (`wandb sync` uploads it later).
     timeout_s: of the start and of the end of an online run, so that a loop never hangs where W&B cannot be
@@ -57,16 +58,7 @@ class Wandb(Tracker):
         self._info, self._rounds = run, list(rounds)
         self._keep_inside(Path(run.run_dir))
         with self._quitting_on_error():
-            online = self.mode == "online" or (self.mode == "auto" and bool(os.environ.get("WANDB_API_KEY")))
-            try:
-                self._run = self._init(run, online)
-            except Exception as error:
-                if not online:
-                    raise
-                log.warning("W&B cannot be reached (%s): this run is kept offline, for `wandb sync`", error)
-                _wandb().teardown()  # else the id counts as in use
-                self._run = self._init(run, online=False)
-            if not online:  # a resumed offline run is a folder of its own
+            if not self._open(run, "loop"):  # a resumed offline run is a folder of its own
                 for i in range(len(rounds)):
                     self._log(i)
 
@@ -84,16 +76,51 @@ class Wandb(Tracker):
             wandb = _wandb()
             found = entries(rounds)
             self._run.log({"rounds": _rounds_table(wandb, rounds), "transfer": _transfer_table(wandb, found)})
-            for name, value in _flat(finite(summary)):
-                self._run.summary[f"final/{name}"] = value
-            report = Path(self._info.run_dir) / "report.html"
-            if report.exists():
-                page = wandb.Artifact(f"{_safe(self._info.model)}-report", type="report")
-                page.add_file(str(report), policy="immutable")
-                self._run.log_artifact(page)
+            self._end(summary, f"{_safe(self._info.model)}-report")
         self._quit()
 
-    def _init(self, run: RunInfo, online: bool) -> Any:
+    def measured(self, run: RunInfo, tables: Mapping[str, Table], summary: Json) -> None:
+        if self.mode == "disabled":
+            return
+        self._info = run
+        self._keep_inside(Path(run.run_dir))
+        with self._quitting_on_error():
+            wandb = _wandb()
+            self._open(run, run.name)
+            for name, (columns, rows) in tables.items():
+                table = wandb.Table(columns=list(columns), data=[list(row) for row in finite({"rows": rows})["rows"]])
+                self._run.log({name: table})
+                numbers = [c for i, c in enumerate(columns) if all(number(row[i]) is not None for row in rows)]
+                if len(numbers) > 1:
+                    chart = wandb.plot.scatter(table, numbers[0], numbers[1], title=name)
+                    self._run.log({f"{name}_chart": chart})
+            self._end(summary, f"{_safe(run.model)}-{run.name}-report")
+        self._quit()
+
+    def _open(self, run: RunInfo, job_type: str) -> bool:
+        """Whether the run is online."""
+        online = self.mode == "online" or (self.mode == "auto" and bool(os.environ.get("WANDB_API_KEY")))
+        try:
+            self._run = self._init(run, job_type, online)
+        except Exception as error:
+            if not online:
+                raise
+            log.warning("W&B cannot be reached (%s): this run is kept offline, for `wandb sync`", error)
+            _wandb().teardown()  # else the id counts as in use
+            self._run = self._init(run, job_type, online=False)
+        return online
+
+    def _end(self, summary: Json, report_name: str) -> None:
+        assert self._info is not None
+        for name, value in _flat(finite(summary)):
+            self._run.summary[f"final/{name}"] = value
+        report = Path(self._info.run_dir) / "report.html"
+        if report.exists():
+            page = _wandb().Artifact(report_name, type="report")
+            page.add_file(str(report), policy="immutable")
+            self._run.log_artifact(page)
+
+    def _init(self, run: RunInfo, job_type: str, online: bool) -> Any:
         wandb = _wandb()
         settings = wandb.Settings(
             console="off", silent=True, quiet=True, init_timeout=self.timeout_s, finish_timeout=self.timeout_s,
@@ -102,7 +129,7 @@ class Wandb(Tracker):
         with _no_warnings():
             return wandb.init(
                 project=self.project, entity=self.entity, tags=list(self.tags) or None, name=run.name, group=run.model,
-                job_type="loop", id=run_id(run), resume="allow" if online else None,
+                job_type=job_type, id=run_id(run, job_type), resume="allow" if online else None,
                 mode="online" if online else "offline",
                 dir=run.run_dir, config=finite(redacted({**run.settings, "task": run.task, "store": run.store})),
                 settings=settings,
@@ -156,9 +183,10 @@ class Wandb(Tracker):
             self._environment = {}
 
 
-def run_id(run: RunInfo) -> str:
-    """The same for every job on the same model of the same store."""
-    return hashlib.sha256(f"{run.store}\n{run.model}".encode()).hexdigest()[:16]
+def run_id(run: RunInfo, job_type: str = "loop") -> str:
+    """The same for every job of the kind on the same model of the same store; of a measurement, for each run folder."""
+    kind = "" if job_type == "loop" else f"\n{job_type}\n{run.run_dir}"
+    return hashlib.sha256(f"{run.store}\n{run.model}{kind}".encode()).hexdigest()[:16]
 
 
 def about_round(rounds: Sequence[Round], epochs: int) -> Json:

@@ -104,6 +104,8 @@ def test_the_figures_of_a_row() -> None:
     assert rows["current"]["watt_hours"] == pytest.approx(4.0 * 65 / 3600)
     assert rows["current"]["grams_co2"] == pytest.approx(4.0 * 65 / 3600 / 1000 * 400)
     assert rows["all_history"]["low"] < rows["all_history"]["difference"] < rows["all_history"]["high"]
+    dirty = judgement(threshold=0.5, watts=130.0, grams_per_kwh=800.0).judge(lines)["table"]
+    assert dirty[0]["grams_co2"] == pytest.approx(4 * rows[dirty[0]["name"]]["grams_co2"])
     again = judgement(threshold=0.5).judge(lines)
     assert {row["name"]: row for row in again["table"]} == rows, "the same again"
 

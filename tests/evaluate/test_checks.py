@@ -85,6 +85,8 @@ def test_robustness() -> None:
     jumpy = Formula(lambda c: 2 * c["x"] - c["z"] + 30 * (np.abs(c["z"] - ROUNDED[: len(c["z"])]) > 1e-9))
     assert [e["feature"] for e in spoilt(jumpy)["noise"].examples] == ["z", "x"]
     assert not spoilt(jumpy)["noise"].passed
+    shaken = [spoilt(TRUE["binary"], noise_std=std)["noise"].examples for std in (0.1, 1.0)]
+    assert shaken[0] != shaken[1]
 
 
 def test_a_challenger_may_be_as_fragile_as_its_champion() -> None:

@@ -79,6 +79,9 @@ def test_the_matrix_becomes_a_curve_with_intervals() -> None:
     cost = found["cost"]
     assert (cost["stateless_trainings"], cost["stateless_trainings_naive"]) == (28, 72)
     assert cost["kwh"] == pytest.approx(cost["train_seconds"] * 100 / 3.6e6)
+    priced = dataclasses.replace(ASKED, prices=dataclasses.replace(ASKED.prices, watts=200.0, grams_per_kwh=300.0))
+    dirty = summary_of(priced, PLAN, trials, results, "log_loss", 0)["cost"]
+    assert dirty["grams_co2"] == pytest.approx(2 * cost["kwh"] * 300)
     assert cost["train_seconds"] == 36.0 * len(trials)
 
 

@@ -27,6 +27,8 @@ def test_offline_in_a_process_of_its_own(tmp_path):
     for r in rounds[2:]:
         tracker.finished(r)
     tracker.close(rounds, summary(rounds))
+    table = (("mode", "age", "loss_delta"), (("stateless", 0, 0.0), ("stateless", 4, 0.018)))
+    tracker.measured(run_info({str(tmp_path / "run")!r}), {{"freshness/curve": table}}, {{"recommended_every": "28d"}})
     """
     home = tmp_path / "home"
     for folder in (home, tmp_path / "run"):
@@ -43,10 +45,14 @@ def test_offline_in_a_process_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""
-    (data,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
-    kept = data.read_bytes()
-    for said in (b"v-1-4", b"prequential/log_loss", b"loop", b"cltrain"):
-        assert said in kept
+    loop, measured = sorted((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime)
+    for file, said in (
+        (loop, (b"v-1-4", b"prequential/log_loss", b"loop", b"cltrain")),
+        (measured, (b"freshness/curve", b"freshness/curve_chart", b"final/recommended_every")),
+    ):
+        kept = file.read_bytes()
+        for word in said:
+            assert word in kept
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("run", "home")] == []
     assert [p for p in home.rglob("*") if p.is_file()] == []
 
