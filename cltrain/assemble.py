@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import io
 import logging
@@ -21,7 +22,8 @@ from cltrain.data.encoder import outline
 from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConfigError, StoreError, UpdateError
-from cltrain.evaluate import headline
+from cltrain.evaluate import PredictionCache, headline
+from cltrain.evaluate.spread import COLD_S, Spread
 from cltrain.loop import Loop
 from cltrain.models.build import check_model, supports_incremental
 from cltrain.parts import Timeline
@@ -82,8 +84,7 @@ def open_store(settings: Mapping[str, Any], create: bool = True) -> Store:
     if create:
         store.storage.require_writable()
         _ = store.engine
-        LATEST.parent.mkdir(parents=True, exist_ok=True)
-        LATEST.write_text(str(store.to_json()["root"]) + "\n")
+        Storage(LATEST.parent).write(LATEST.name, f"{store.to_json()['root']}\n".encode())
     return store
 
 
@@ -91,8 +92,8 @@ def latest_store() -> str:
     """The store that a command line means when it names none: `CLTRAIN_STORE`, or the one that a job used last."""
     if found := os.environ.get("CLTRAIN_STORE"):
         return found
-    if LATEST.exists():
-        return LATEST.read_text().strip()
+    if LATEST.exists() and (named := LATEST.read_text().strip()):
+        return named
     raise StoreError("no store is named and no job has run here: pass --store FOLDER")
 
 
@@ -193,7 +194,7 @@ def run_by_hand(settings: Mapping[str, Any], kind: Kind) -> Json:
 
 def run_evaluation(settings: Mapping[str, Any]) -> Json:
     """`jobs.evaluate`: a version against the champion (or against `against`) on the held-out rows of every window."""
-    parts = {key: build(settings[key], key) for key in ("data", "snapshot", "contract", "evaluate")}
+    parts = {key: build(settings[key], key) for key in ("data", "snapshot", "contract", "evaluate", "cluster")}
     store = open_store(settings, create=False)
     registry = Registry(store, settings["model"]["name"])
     version, rival = (registry.version(str(settings[key])) for key in ("version", "against"))
@@ -202,9 +203,27 @@ def run_evaluation(settings: Mapping[str, Any]) -> Json:
     rounds = [r for r in RoundLog(store, registry.model).finished() if r.sound]
     held_out = [(r.index, snapshots.table(r.observation.holdout)) for r in rounds]
     ours, theirs = (Predictor.load(store.storage, v.state) for v in (version, rival))
-    card = parts["evaluate"].card(
-        ours, theirs if version.version != rival.version else None, held_out, settings["seed"]
-    )
+    pair = [(ours, version), (theirs, rival)][: 1 if version.version == rival.version else 2]
+    cache = PredictionCache(storage=store.storage).of(*((p, f"{v.state} {v.weights_digest}") for p, v in pair))
+    cluster = parts["cluster"]
+    with contextlib.ExitStack() as until:
+
+        @functools.cache
+        def workers() -> Any:
+            about = {"job": settings["name"], "model": registry.model, "store": str(store.to_json()["root"])}
+            until.enter_context(cluster.session(False, about))
+            return until.enter_context(cluster.runner(store, settings["engine"]))
+
+        spread = Spread(
+            workers=cluster.workers,
+            start=workers,
+            states=[(p, v.state) for p, v in pair],
+            snapshots={r.index: r.observation.holdout.digest for r in rounds},
+            worth_s=COLD_S,
+        )
+        card = parts["evaluate"].card(
+            ours, theirs if len(pair) > 1 else None, held_out, settings["seed"], score=spread, cache=cache
+        )
     verdict = build(settings["gate"], "gate").judge(card)
     against = rival.version if version.version != rival.version else None
     write_card(review_of_evaluation(registry, version.version, against, card, verdict), settings["run_dir"])
@@ -279,7 +298,7 @@ def _ready(
     store = open_store(settings, create=not aside)
     _require_rounds(parts, event_log)
     _require_engine(parts)
-    parts["serve"].check(parts["rollout"])
+    parts["serve"].check(parts["rollout"], parts["data"].task)
     return parts, event_log, store
 
 

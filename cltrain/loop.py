@@ -14,9 +14,11 @@ from cltrain.approval import Approval, AwaitingApprovalError
 from cltrain.data.contract import Contract
 from cltrain.data.event_log import EventLog
 from cltrain.data.snapshot import Snapshots
+from cltrain.drift import drift
 from cltrain.errors import ConflictError, UpdateError
 from cltrain.evaluate import Evaluation
 from cltrain.evaluate.cache import PredictionCache
+from cltrain.evaluate.spread import Spread
 from cltrain.gate import choose
 from cltrain.observe import Watch
 from cltrain.parts import Clock, Gate, RollOutKind, Runner, Serving, Timeline, Windows
@@ -119,11 +121,16 @@ class Loop:
     def turn(self, window: Window, watch: Watch, asked: Asked | None = None) -> Round:
         """One round. Each stage is on file before the next begins, so that a crash costs one stage at most."""
         started = time.perf_counter()
+        if self.approval.roll_back == "approve":
+            self.registry.settle()  # what nobody answered in time
         champion = self._champion_of(window)
         base = asked.base if asked else champion
         once = _Stages(self.rounds, self.tracker, window)
         seen = once("observe", Observation, lambda: watch.observe(window, base))
         decision = once("decide", Decision, lambda: self._decide(window, seen, champion, asked))
+        if decision.fire and self.approval.retrain != "auto" and champion is not None and asked is None:
+            answer = once("approve update", Answer, lambda: self._may_retrain(window, decision.reason))
+            decision = replace(decision, fire=answer.accepted, reason=f"{decision.reason}; {answer.reason}")
         versions: list[VersionRecord] = []
         winner = roll_out = freshness = None
         served: Json = {}
@@ -136,8 +143,8 @@ class Loop:
                         )
                     place = choose([self.registry.card(v.version) for v in versions], [v.verdict for v in versions])
                     winner = versions[place] if place is not None else None
-                    if winner is not None and self.approval.by != "nobody":
-                        answer = once("approve", Answer, lambda: self._ask(winner))
+                    if winner is not None and self.approval.promote != "auto":
+                        answer = once("approve", Answer, lambda: self._may_promote(winner))
                         decision = replace(decision, reason=f"{decision.reason}; {winner.version} {answer.reason}")
                         winner = winner if answer.accepted else None
                     if winner is not None:
@@ -232,7 +239,10 @@ class Loop:
         card = once(
             f"weigh {kind}",
             ReportCard,
-            lambda: self._weigh(challenger, champion, watch.held_out(window.index, seen), window),
+            lambda: replace(
+                self._weigh(challenger, champion, watch.held_out(window.index, seen), window, seen),
+                drift=self._drift(snapshot, base or champion),
+            ),
         )
         verdict = once(f"judge {kind}", Verdict, lambda: self.gate.judge(card))
         version = self.registry.register(
@@ -258,18 +268,34 @@ class Loop:
         champion: VersionRecord | None,
         held_out: list[tuple[int, pa.Table]],
         window: Window,
+        seen: Observation,
     ) -> ReportCard:
         storage = self.registry.store.storage
         ours = Predictor.load(storage, challenger.state)
         theirs = Predictor.load(storage, champion.state) if champion else None
-        known = [(ours, f"{challenger.state} {challenger.weights_digest}")]
+        known = [(ours, challenger.state, challenger.weights_digest)]
         if champion and theirs:
-            known.append((theirs, f"{champion.state} {champion.weights_digest}"))
-        seed, cache = derive_seed(self.seed, "weigh", window.index), PredictionCache(storage=storage).of(*known)
-        return self.evaluation.card(ours, theirs, held_out, seed, cache=cache)
+            known.append((theirs, champion.state, champion.weights_digest))
+        sound = {r.index: r.observation.holdout.digest for r in self.finished if r.sound}
+        spread = Spread(
+            workers=self.runner.workers,
+            start=lambda: self.runner,
+            states=[(version, state) for version, state, _ in known],
+            snapshots=sound | {window.index: seen.holdout.digest},
+        )
+        cache = PredictionCache(storage=storage).of(*((v, f"{state} {digest}") for v, state, digest in known))
+        seed = derive_seed(self.seed, "weigh", window.index)
+        return self.evaluation.card(ours, theirs, held_out, seed, score=spread, cache=cache)
 
-    def _ask(self, winner: VersionRecord) -> Answer:
-        return self.approval.answer(self.registry, winner.version, self.clock)
+    def _drift(self, snapshot: Snapshot, before: VersionRecord | None) -> Json:
+        storage = self.registry.store.storage
+        return drift(self.snapshots, storage, snapshot, before.challenger.snapshot if before else None)
+
+    def _may_retrain(self, window: Window, why: str) -> Answer:
+        return self.approval.may_retrain(self.registry, window.index, why, self.clock, self.tracker.alert)
+
+    def _may_promote(self, winner: VersionRecord) -> Answer:
+        return self.approval.may_promote(self.registry, winner.version, self.clock, self.tracker.alert)
 
     def _promote(self, winner: VersionRecord, champion: VersionRecord | None, window: Window) -> RollOut:
         previous = champion.version if champion else None

@@ -3,7 +3,7 @@ class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 
 from cltrain.data.event_log import EventLog
+from cltrain.evaluate.sample import Scored
+from cltrain.evaluate.spread import ScoreRequest
 from cltrain.records import Challenger, ReportCard, RollOut, UpdateRequest, Verdict, Window
 from cltrain.registry import Registry, Store
 
@@ -29,9 +31,13 @@ class Clock(Protocol):
 
 
 class Runner(Protocol):
-    """Trains: in this process, or on a warm group of workers."""
+    """Trains and scores: in this process, or on a warm group of `workers`."""
+
+    @property
+    def workers(self) -> int: ...
 
     def update(self, request: UpdateRequest) -> Challenger: ...
+    def score(self, request: ScoreRequest) -> Mapping[int, Scored]: ...
 
 
 class RollOutKind(Protocol):

@@ -167,7 +167,8 @@ class ReportCard:
 
     slices: comparisons on parts of the new window. findings: of the tests. reliability: curves of predicted against
     observed, by `challenger` and `champion`. importance: by how much the loss grows when a feature is shuffled, largest
-    first. spots: some rows with both answers, for a person to look at.
+    first. spots: some rows with both answers, for a person to look at. drift: what the challenger was trained on and
+    how far that is from what its parent was, or else the champion (`cltrain.drift`).
     """
 
     comparisons: tuple[Comparison, ...]
@@ -181,6 +182,7 @@ class ReportCard:
     reliability: Json = field(default_factory=dict)
     importance: tuple[Json, ...] = ()
     spots: tuple[Json, ...] = ()
+    drift: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 
-from cltrain.cluster.execute import device_kind
 from cltrain.cluster.local import LocalRunner
 from cltrain.cluster.session import Cluster
 from cltrain.config import build
@@ -26,6 +25,7 @@ from cltrain.registry.rounds import ASKED
 from cltrain.registry.tables import StageRow
 from cltrain.retention import COLLECTED
 from cltrain.storage import Storage, digest_file, digest_json
+from cltrain.train.golden import device_kind
 from cltrain.train.state import base_name, load_state, request_digest, state_name
 
 SHOWN = 5

@@ -20,8 +20,9 @@ from cltrain.errors import CltrainError, ConfigError, ConflictError, DataError, 
 from serve import schemas
 from serve.arrow_api import about, add_arrow_route
 from serve.limits import Limits
+from serve.policy_api import add_policy_routes
 from serve.profiles import read_profiles, summary
-from serve.rank_api import add_rank_route
+from serve.rank_api import add_rank_route, add_weights_route
 from serve.request_schema import add_schema_route
 from serve.rollout_api import add_rollout_routes
 from serve.server import NoChampionError, NoSuchVersionError, Server
@@ -68,6 +69,8 @@ def create_api(server: Server) -> FastAPI:
     _add_state_routes(api, server)
     _add_admin_routes(api, server)
     add_rollout_routes(api, server, [Depends(_admin_check(server.settings))])
+    add_policy_routes(api, server, [Depends(_admin_check(server.settings))])
+    add_weights_route(api, server, [Depends(_admin_check(server.settings))])
     add_why_route(api, server)
     add_metrics_route(api, telemetry)
     add_schema_route(api, server)

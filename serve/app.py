@@ -13,21 +13,24 @@ from ray import serve
 from ray.serve import Application
 
 from serve.api import create_api
+from serve.grpc_api import Rpc
 from serve.server import Server
 from serve.settings import ServerSettings
 
 NAME = "cltrain"
 
 
-class Ingress:
-    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version serves."""
+class Ingress(Rpc):
+    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version serves. The
+    proxy for gRPC, where there is one, calls the methods of `Rpc`."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)
-        self._server = Server(ServerSettings.from_json(settings))
+        self._api = create_api(Server(ServerSettings.from_json(settings)))
+        super().__init__(self._api)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._server)
+        return self._api
 
 
 def application(

@@ -54,10 +54,12 @@ def add_arrow_route(api: FastAPI, server: Server, check_size: Callable[[int], No
 
 
 def about(answer: Answer) -> dict[str, str]:
-    """Headers that say who answered."""
+    """Headers that say who answered, of an interleaved list both, with a comma between; and the policy that decided."""
     body = answer.body
-    return {
-        "x-cltrain-version": quote(body["version"], safe=":"),
+    versions = [body["version"]] if body["version"] else body["versions"].values()
+    policy = {"x-cltrain-policy": body["policy_version"]} if "policy_version" in body else {}
+    return policy | {
+        "x-cltrain-version": ",".join(quote(version, safe=":") for version in versions),
         "x-cltrain-epoch": str(body["epoch"]),
         "x-cltrain-arm": body["arm"],
     }
@@ -109,7 +111,9 @@ def answer_table(answer: Answer) -> bytes:
             columns[name] = pa.array([list(row.items()) for row in values], pa.map_(pa.string(), pa.float64()))
         else:
             columns[name] = pa.array(values, pa.string() if name == "event_id" else None)
-    metadata = {name: str(answer.body[name]) for name in ("version", "epoch", "arm")}
+    metadata = {
+        name: str(answer.body[name]) for name in ("version", "epoch", "arm", "policy_version") if name in answer.body
+    }
     table = pa.table(columns).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -16,21 +16,30 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cltrain.config import build
+from cltrain.data.encoder import Encoder
 from cltrain.errors import ConfigError, ConflictError, StoreError
+from cltrain.online.bandits import POLICIES
+from cltrain.online.policy import Threshold, Weights
 from cltrain.records import Json, Verdict, to_json
 from cltrain.registry import Registry
 from cltrain.registry.base import CHALLENGER, CHAMPION, PREVIOUS
 from cltrain.registry.deployment import SHADOW, Deployment, Deployments, Status, Trial
 from cltrain.registry.versions import PRODUCTION
+from serve.bandit import Owner, require_features
+from serve.consent import Consent
 from serve.evidence import Seen, read_evidence
 from serve.guardrails import Reading, Sustained, about, psi, readings
-from serve.outcomes import Outcomes, read_outcomes
-from serve.rollout import KINDS, Action, Evidence, RollOutKind, decide
+from serve.outcomes import NO_COVARIATE, OutcomeReader, Outcomes
+from serve.policy_layer import Adapter
+from serve.preference import PreferenceReader, require_one_score
+from serve.reranking import WeightsAdapter
+from serve.rollout import KINDS, Action, BanditTest, Evidence, Interleave, RollOutKind, decide
 
 log = logging.getLogger(__name__)
 
 LABELS_S, REPORT_S = 1.0, 1.0
 LOOKS = "looks"  # folder of what was seen last
+READ_S = 2.0  # at most that one look spends on the logs
 READING_SHARE = 0.1  # of the controller's time that goes into reading the logs, at most
 ENDED: dict[str, Status] = {"promote": "promoted", "roll_back": "rolled_back", "stop": "stopped"}
 
@@ -42,9 +51,21 @@ def kind_of(name: str, settings: Json) -> RollOutKind:
     if "_target_" in str(settings):
         raise ConfigError("rollout settings are values: they cannot name a _target_")
     nested: Json = {"guardrails": {"_target_": "serve.guardrails.Guardrails", **settings.get("guardrails", {})}}
+    if "policy" in settings:
+        nested["policy"] = _policy(settings["policy"])
     if "metrics" in settings:
         nested["metrics"] = [{"_target_": "cltrain.online.design.Metric", **one} for one in settings["metrics"]]
     return build({**settings, **nested, "_target_": f"serve.rollout.{KINDS[name].__name__}"}, "rollout")
+
+
+def _policy(given: Any) -> Json:
+    """A bandit's policy by its name, or by `{name: ..., and its settings}`."""
+    about = {"name": given} if isinstance(given, str) else given
+    name = about.get("name") if isinstance(about, dict) else None
+    if not isinstance(name, str) or name not in POLICIES:
+        raise ConfigError(f"rollout.policy must be {', '.join(POLICIES)}, or a mapping with one of them as its name")
+    rest = {key: value for key, value in about.items() if key != "name"}
+    return {**rest, "_target_": f"cltrain.online.{POLICIES[name].__name__}"}
 
 
 def settings_of(part: Any) -> Any:
@@ -70,7 +91,7 @@ def begin(
     now = deployments.current()
     epoch = now.epoch if expected_epoch is None else expected_epoch
     if now.champion is None:
-        first = Deployment(roles={CHAMPION: version}, shares={CHAMPION: 1.0}, policy=now.policy)
+        first = Deployment(roles={CHAMPION: version}, shares={CHAMPION: 1.0}, policy=now.policy, document=now.document)
         return deployments.commit(first, expected_epoch=epoch, by=by, reason=reason)
     if (running := now.running) is not None:
         if (running.version, running.kind) == (version, kind.kind):
@@ -89,6 +110,28 @@ def begin(
         since=at,
     )
     return deployments.commit(_under_trial(kind, now, trial), expected_epoch=epoch, by=by, reason=reason)
+
+
+def check_fit(registry: Registry, kind: RollOutKind, version: str) -> None:
+    """Raise `ConfigError` for a version that a kind of roll-out is not for."""
+    if isinstance(kind, Interleave):
+        require_one_score(registry, version)
+    if isinstance(kind, BanditTest):
+        _require_arms(registry, kind, version)
+
+
+def _require_arms(registry: Registry, kind: BanditTest, version: str) -> None:
+    """Raise `ConfigError` for a version that is an arm already, was rolled back or is not there, or for features that
+    the champion does not read."""
+    champion = registry.champion()
+    for other in kind.versions:
+        if other == version or (champion is not None and other == champion.version):
+            raise ConfigError(f"rollout.versions: {other} is an arm already: name others")
+        if why := Deployments(registry).refused(other):
+            raise ConfigError(f"rollout.versions: {other} was rolled back ({why})")
+    if kind.policy.contextual and champion is not None:
+        about = registry.store.storage.read_json(f"{champion.state}/encoder.json")
+        require_features(Encoder.from_json(about), kind.features)
 
 
 def make_way(deployments: Deployments, version: str, previous: str | None) -> None:
@@ -118,8 +161,11 @@ def after(now: Deployment, trial: Trial, action: Action, evidence: Json | None =
     if action.do == "step":
         step = dataclasses.replace(trial, step=action.to, since=at, **seen)
         return _under_trial(build(trial.settings, "rollout"), now, step)
-    ended = dataclasses.replace(trial, status=ENDED[action.do], since=at, **seen)
-    champion = trial.version if action.do == "promote" else trial.champion
+    status, champion = ENDED[action.do], trial.champion
+    if action.do == "promote":
+        champion = action.version or trial.version
+        status = "promoted" if champion == trial.version else "stopped"  # another version that was tried was better
+    ended = dataclasses.replace(trial, status=status, since=at, **seen)
     roles = {CHAMPION: champion}
     if (previous := now.roles.get(PREVIOUS)) and previous != champion:
         roles[PREVIOUS] = previous
@@ -134,8 +180,16 @@ def _under_trial(kind: RollOutKind, now: Deployment, trial: Trial) -> Deployment
     )
 
 
+def adapter_of(registry: Registry, policy: Threshold | Weights | None) -> Adapter | WeightsAdapter | None:
+    """What lets the policy layer follow the log, if anything is to."""
+    if policy is None:
+        return None
+    return WeightsAdapter(registry, policy) if isinstance(policy, Weights) else Adapter(registry, policy)
+
+
 class Controller:
     """Looks every `every_s` seconds while a roll-out runs. replicas: that must stage a version before it has traffic.
+    policy: how the threshold of a binary model follows what its decisions earn, while no roll-out runs; None leaves it.
     on_end: is told how a roll-out ended, such as to send an alert."""
 
     def __init__(
@@ -144,6 +198,7 @@ class Controller:
         *,
         replicas: int,
         every_s: float = 0.1,
+        policy: Threshold | Weights | None = None,
         on_end: Callable[[Trial], None] | None = None,
     ) -> None:
         self.error: str | None = None
@@ -152,7 +207,12 @@ class Controller:
         self._epoch, self._current = -1, Deployment(roles={}, shares={})
         self._trial_id, self._sustained = "", Sustained(0.0)
         self._kind: RollOutKind | None = None
+        self._owner: Owner | None = None
+        self._reader: PreferenceReader | None = None
+        self._follower: OutcomeReader | None = None
+        self._consent = Consent(registry)
         self._outcomes, self._labels_due, self._report_due = Outcomes(), 0.0, 0.0
+        self._adapter, self._adapt_due = adapter_of(registry, policy), 0.0
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="cltrain-rollouts")
         self._thread.daemon = True
 
@@ -171,6 +231,7 @@ class Controller:
             self._current, self._epoch = self._deployments.current(), epoch
         trial = self._current.running
         if trial is None:
+            self._adapt()
             return None
         kind = self._kind_of(trial)
         now = datetime.now(UTC)
@@ -178,7 +239,7 @@ class Controller:
         outcomes = self._labels(kind, trial)
         found = read_guardrails(kind, trial, seen, outcomes)
         broken = self._sustained.update(found, now)
-        action = decide(kind, trial, Evidence(seen, outcomes, broken, self._replicas), now)
+        action = self._consent.of(trial, decide(kind, trial, Evidence(seen, outcomes, broken, self._replicas), now))
         if action.do != "hold":
             self._act(trial, action, evidence_json(seen, found, outcomes))
         elif time.monotonic() >= self._report_due:
@@ -186,6 +247,20 @@ class Controller:
             shown = evidence_json(seen, found, outcomes) | {"next": action.reason, "at": to_json(now)}
             self._registry.store.storage.write_json(f"{LOOKS}/{trial.id}.json", shown)
         return action
+
+    def _adapt(self) -> None:
+        """Let the policy layer follow the log, as often as labels are read."""
+        if self._adapter is None or time.monotonic() < self._adapt_due:
+            return
+        started = time.monotonic()
+        try:
+            done = self._adapter.look(self._current)
+        except ConflictError:  # somebody else was first: look again
+            self._epoch = -1
+            return
+        if done is not None:
+            self._current, self._epoch = done, done.epoch
+        self._adapt_due = time.monotonic() + max(LABELS_S, (time.monotonic() - started) / READING_SHARE)
 
     def _act(self, trial: Trial, action: Action, evidence: Json) -> None:
         record = after(self._current, trial, action, evidence)
@@ -199,14 +274,14 @@ class Controller:
         if done.roll_out.status == "rolled_back":
             log.warning("%s of %s is rolled back: %s", trial.kind, trial.version, action.reason)
         if done.running is None:
-            self._tell(done.roll_out)
+            self._tell(done.roll_out, done.champion if action.do == "promote" else None)
 
-    def _tell(self, trial: Trial) -> None:
+    def _tell(self, trial: Trial, promoted: str | None) -> None:
         """What went well in live traffic is production-validated."""
-        if trial.status == "promoted":
+        if promoted is not None:
             with contextlib.suppress(ConflictError):
                 verdict = Verdict(accepted=True, reasons=(f"{trial.kind}: {trial.reason}",))
-                self._registry.advance(trial.version, PRODUCTION, verdict, by="roll-out")
+                self._registry.advance(promoted, PRODUCTION, verdict, by="roll-out")
         if self._on_end is not None:
             self._on_end(trial)
 
@@ -215,13 +290,35 @@ class Controller:
             self._trial_id, self._kind = trial.id, build(trial.settings, "rollout")
             self._sustained = Sustained(self._kind.guardrails.sustain_s)
             self._outcomes, self._labels_due = Outcomes(), 0.0
+            self._owner = self._owner_of(self._kind, trial)
+            self._reader = preference_reader(self._registry, self._kind, trial)
+            self._follower = outcome_reader(self._registry, self._kind, trial)
         return self._kind
 
+    def _owner_of(self, kind: RollOutKind, trial: Trial) -> Owner | None:
+        if not isinstance(kind, BanditTest):
+            return None
+        return Owner(
+            self._registry.store.storage,
+            self._registry.model,
+            trial,
+            policy=kind.floored,
+            arms=kind.arms,
+            reward_type=kind.guardrails.reward_type,
+            max_loss=kind.max_loss,
+            label_horizon=kind.label_horizon,
+        )
+
     def _labels(self, kind: RollOutKind, trial: Trial) -> Outcomes:
-        """Read again every `LABELS_S` seconds, and less often where that takes long."""
+        """What is new is read every `LABELS_S` seconds, and less often where that takes long."""
         if trial.step >= 0 and time.monotonic() >= self._labels_due:
             started = time.monotonic()
-            self._outcomes = outcomes_of(self._registry, kind, trial)
+            if self._reader is not None:
+                self._outcomes = self._reader.read(datetime.now(UTC))
+            elif self._owner is not None:
+                self._outcomes = self._owner.update()
+            elif self._follower is not None:
+                self._outcomes = self._follower.read()
             took = time.monotonic() - started
             self._labels_due = time.monotonic() + max(LABELS_S, took / READING_SHARE)
         return self._outcomes
@@ -239,14 +336,34 @@ class Controller:
                 self._stop.wait(1.0)
 
 
-def outcomes_of(registry: Registry, kind: RollOutKind, trial: Trial) -> Outcomes:
-    return read_outcomes(
+def preference_reader(registry: Registry, kind: RollOutKind, trial: Trial) -> PreferenceReader | None:
+    """What follows the clicks on interleaved lists; None for other kinds."""
+    if not isinstance(kind, Interleave):
+        return None
+    return PreferenceReader(
+        registry.store.storage,
+        registry.model,
+        "experiment",
+        trial.id,
+        trial.started_at,
+        session_s=kind.session_s,
+        click_type=kind.click_type,
+        reward_type=kind.guardrails.reward_type,
+        level=kind.level,
+    )
+
+
+def outcome_reader(registry: Registry, kind: RollOutKind, trial: Trial) -> OutcomeReader:
+    return OutcomeReader(
         registry.store.storage,
         registry.model,
         version=trial.version,
         since=trial.started_at - timedelta(seconds=getattr(kind, "watch_s", 0.0)),
         reward_type=kind.guardrails.reward_type,
         kind=trial.kind,
+        covariate=getattr(kind, "covariate", NO_COVARIATE),
+        metrics=kind.guardrails.max_metric_shift,
+        budget_s=READ_S,
     )
 
 

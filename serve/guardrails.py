@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -20,6 +20,7 @@ from cltrain.online.sequential import interval, rate_evidence
 from cltrain.records import Json
 from serve.evidence import SCORE_BINS, Counters
 from serve.outcomes import LOSS, REWARD, Contrast, Outcomes
+from serve.profiles import Shift
 
 CHAMPION_REQUESTS = 100  # of the same step, that make a yardstick; with fewer all steps are
 
@@ -36,6 +37,8 @@ class Guardrails:
     the label); of classes, how much of the rows may change theirs.
     max_loss_increase: of the mean loss on joined labels, relative to the champion's. reward_type, max_reward_drop: the
     feedback type whose numeric label is a business metric (more is better), and its drop relative to the champion's.
+    max_metric_shift: by name, how far the mean of a metric of `serve.log.metrics` may move in either direction, in the
+    metric's units, such as `{toxicity: 0.01}`; a shadow's answers have none.
     """
 
     alpha: float = 0.01
@@ -49,6 +52,7 @@ class Guardrails:
     max_loss_increase: float | None = 0.05
     reward_type: str | None = None
     max_reward_drop: float = 0.05
+    max_metric_shift: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -65,6 +69,9 @@ class Guardrails:
             value = getattr(self, name)
             if value is not None and not value > least:
                 raise ConfigError(f"rollout.guardrails.{name} must be above {least:g}, not {value}")
+        for name, value in self.max_metric_shift.items():
+            if not 0 < value < math.inf:
+                raise ConfigError(f"rollout.guardrails.max_metric_shift.{name} must be above 0, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +120,9 @@ def readings(
         ]
     if outcomes is not None:
         found += [_loss(guard, outcomes.contrast(LOSS)), _reward(guard, outcomes.contrast(REWARD))]
+        found += [
+            _moved(guard, name, limit, outcomes.shifts.get(name)) for name, limit in guard.max_metric_shift.items()
+        ]
     return tuple(one for one in found if one is not None)
 
 
@@ -211,6 +221,18 @@ def _reward(guard: Guardrails, found: Contrast | None) -> Reading | None:
         return None
     limit = guard.max_reward_drop * abs(found.level)
     return _quality(f"drop of {guard.reward_type} feedback", guard, -found.difference, found, limit)
+
+
+def _moved(guard: Guardrails, name: str, limit: float, found: Shift | None) -> Reading | None:
+    """Both directions share the level."""
+    if found is None:
+        return None
+    value, low = abs(found.difference), -math.inf
+    if found.n >= guard.min_samples:
+        low = interval(value, found.error, guard.alpha / 2, 2 * limit, "lower").low
+    return Reading(
+        name=f"shift of {name}", kind="health", value=value, limit=limit, samples=found.n, breach=low > limit
+    )
 
 
 def _quality(name: str, guard: Guardrails, value: float, found: Contrast, limit: float) -> Reading:

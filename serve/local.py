@@ -17,10 +17,15 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from cltrain.errors import ConfigError, ConflictError, ServingError
+from cltrain.online.policy import Threshold, Weights
 from cltrain.records import RollOut
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import STAGING, Deployments, Trial
-from serve.controller import Controller, begin, make_way, report
+from serve.bandit import BANDIT, require_log
+from serve.controller import Controller, begin, check_fit, make_way, report
+from serve.policy_layer import BINARY, Reward, require_binary
+from serve.preference import INTERLEAVE, require_task
+from serve.reranking import require_click_type
 from serve.rollout import RollOutKind
 from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
 from serve.traffic import Traffic, other_rows, sample_rows, summarise
@@ -33,7 +38,9 @@ SETTLE_S = 5.0  # for the last labels to be joined, once replayed traffic has no
 class LocalServing:
     """The application on the Ray that is running, reached by HTTP as any client would.
 
-    host, port: where it listens; port 0 takes one that is free. replicas, num_cpus: how many, and CPUs of each.
+    host, port: where it listens; port 0 takes one that is free. grpc_port: where it also answers gRPC, as
+    serve/proto/cltrain.proto says, on all interfaces whatever `host` is (Ray's proxy knows no other); null does not.
+    replicas, num_cpus: how many, and CPUs of each.
     poll_s: seconds between two looks at the registry, so how long a swap takes beside the loading.
     max_batch_rows, max_body_bytes: of one request at most. max_requests_per_s: of each replica, before requests are
     refused with 429; null has no limit. max_ongoing_requests, max_queued_requests: what a replica works on, and what
@@ -45,11 +52,14 @@ class LocalServing:
     many may follow while a roll-out needs traffic to go on. timeout_s: of one request.
     confirm_timeout_s: how long the replicas may take to follow a swap.
     admin_token_env: environment variable, where the job starts, with the token for the admin routes.
+    policy: how the threshold of a binary model follows what its decisions earn, or weights of features on /rank follow
+    clicks; null leaves them alone.
     """
 
     needs_ray: ClassVar[bool] = True
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     replicas: int = 1
     num_cpus: float = 0.2
     poll_s: float = 0.1
@@ -68,8 +78,10 @@ class LocalServing:
     timeout_s: float = 30.0
     confirm_timeout_s: float = 30.0
     admin_token_env: str = ADMIN_TOKEN_ENV
+    policy: Threshold | Weights | None = None
     log: LogSettings = field(default_factory=LogSettings)
     url: str | None = field(default=None, init=False)
+    grpc_address: str | None = field(default=None, init=False)
     _spread_s: float = field(default=2.0, init=False, repr=False)
     _replay: Traffic | None = field(default=None, init=False, repr=False, compare=False)
     _controller: Controller | None = field(default=None, init=False, repr=False, compare=False)
@@ -77,6 +89,13 @@ class LocalServing:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ConfigError(f"serve.port must be between 0 (any that is free) and 65535, not {self.port}")
+        if self.grpc_port is not None and not 0 <= self.grpc_port < 65536:
+            raise ConfigError(
+                f"serve.grpc_port must be between 0 (any that is free) and 65535, or null for no gRPC, "
+                f"not {self.grpc_port}"
+            )
+        if self.port and self.port == self.grpc_port:
+            raise ConfigError(f"serve.grpc_port must be another than serve.port={self.port}")
         for name in ("replicas", "max_batch_rows", "max_ongoing_requests", "max_queued_requests", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"serve.{name} must be 1 or more, not {getattr(self, name)}")
@@ -86,6 +105,10 @@ class LocalServing:
         for name in ("num_cpus", "requests_per_window", "requests_per_roll_out"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"serve.{name} must be 0 or more, not {getattr(self, name)}")
+        if isinstance(self.policy, Threshold):
+            Reward.of(self.policy)
+        if isinstance(self.policy, Weights):
+            require_click_type(self.policy.click_type)
         self.settings(Store(root="."), "model")  # what a replica would refuse
 
     def settings(self, store: Store, model: str) -> dict[str, Any]:
@@ -107,15 +130,25 @@ class LocalServing:
         )
         return asdict(settings)
 
-    def check(self, kind: RollOutKind | None = None) -> None:
-        """Raise `ServingError` when the port is taken, before anything is started.
+    def check(self, kind: RollOutKind | None = None, task: str | None = None) -> None:
+        """Raise `ServingError` when the port is taken, before anything is started, and `ConfigError` for a kind of
+        roll-out that models of `task` cannot have.
 
         A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for
         it."""
+        if kind is not None and task is not None and kind.kind == INTERLEAVE:
+            require_task(task)
+        if kind is not None and kind.kind in (BANDIT, INTERLEAVE):
+            require_log(self.log, f"rollout={kind.kind}")
+        if isinstance(self.policy, Weights):
+            require_task(task or "", "serve.policy=weights")
+            require_log(self.log, "serve.policy=weights")
+        elif self.policy is not None and task not in (None, BINARY):
+            raise ConfigError(f"serve.policy makes labels of a binary model's scores, and the task is {task}")
         deadline = time.monotonic() + PORT_WAIT_S
         while True:
             try:
-                free_port(self.host, self.port)
+                self._free_ports()
                 return
             except ServingError:
                 if time.monotonic() > deadline:
@@ -125,14 +158,18 @@ class LocalServing:
     def start(self, store: Store, model: str) -> None:
         """Start the application for the champion of `model`, now or as soon as there is one. Ray must be initialised.
 
-        Raises `ServingError` when the port is taken, before anything is started.
+        Raises `ServingError` when the port is taken, and `ConfigError` for a `policy` of a model that is not binary,
+        before anything is started.
         """
         from ray import serve
 
         from serve.app import NAME, application
         from serve.failover import ENVIRONMENT
+        from serve.grpc_api import SERVICERS
 
-        port = free_port(self.host, self.port)
+        if isinstance(self.policy, Threshold) and (champion := Registry(store, model).champion()) is not None:
+            require_binary(Registry(store, model), champion.version)
+        port, grpc_port = self._free_ports()
         app = application(
             self.settings(store, model),
             replicas=self.replicas,
@@ -144,6 +181,13 @@ class LocalServing:
             serve.start(
                 proxy_location="HeadOnly",
                 http_options={"host": self.host, "port": port, "request_timeout_s": self.timeout_s},
+                grpc_options={
+                    "port": grpc_port,
+                    "grpc_servicer_functions": SERVICERS,
+                    "request_timeout_s": self.timeout_s,
+                }
+                if grpc_port
+                else None,
                 controller_options={"runtime_env": {"env_vars": ENVIRONMENT}},
                 logging_config={"log_level": "ERROR", "enable_access_log": False},
             )
@@ -153,7 +197,8 @@ class LocalServing:
                 serve.shutdown()
                 raise ServingError(f"the serving application did not start: {error}") from error
         self.url = f"http://{_reachable(self.host)}:{port}"
-        self._controller = Controller(Registry(store, model), replicas=self.replicas)
+        self.grpc_address = f"127.0.0.1:{grpc_port}" if grpc_port else None
+        self._controller = Controller(Registry(store, model), replicas=self.replicas, policy=self.policy)
         self._controller.start()
 
     def stop(self) -> None:
@@ -164,7 +209,7 @@ class LocalServing:
         if self.url is not None:
             from ray import serve
 
-            self.url = None
+            self.url = self.grpc_address = None
             with _quiet():
                 serve.shutdown()
 
@@ -194,6 +239,7 @@ class LocalServing:
             return RollOut(
                 kind=kind.kind, version=version, previous=previous, epoch=epoch, status="rolled_back", reason=why
             )
+        check_fit(registry, kind, version)
         if previous is None or (kind.kind == "swap" and not getattr(kind, "watch_s", 0.0)):
             epoch = registry.promote(version, by="loop", reason=reason, expected=previous)
             confirm_s = self.confirm(version, epoch)
@@ -202,7 +248,8 @@ class LocalServing:
         if deployments.current().champion != version:  # it may have got there before a crash
             begin(deployments, kind, version, by="loop", reason=reason)
         self._outcome(deployments, version, kind.stage_timeout_s, staging=True)  # replayed traffic is kept for later
-        with self._replay.go_on() if self._replay else contextlib.nullcontext():
+        replay = None if kind.kind == INTERLEAVE else self._replay  # which asks for predictions, and ranks nothing
+        with replay.go_on() if replay else contextlib.nullcontext():
             trial, epoch = self._outcome(deployments, version, kind.wait_s)
         if trial is None:
             raise ConflictError(f"the roll-out of {version} is over: somebody else promoted or rolled back meanwhile")
@@ -256,6 +303,11 @@ class LocalServing:
             time.sleep(0.02)
         return time.monotonic() - started
 
+    def _free_ports(self) -> tuple[int, int | None]:
+        """For HTTP and for gRPC; raises `ServingError` when one is taken."""
+        port = free_port(self.host, self.port)
+        return port, None if self.grpc_port is None else free_port("0.0.0.0", self.grpc_port, "serve.grpc_port")
+
     def _running(self) -> str:
         if self.url is None:
             raise ServingError("serving is not started: call start(store, model) first")
@@ -281,7 +333,7 @@ class NoServing:
     needs_ray: ClassVar[bool] = False
     url: None = field(default=None, init=False)
 
-    def check(self, kind: RollOutKind | None = None) -> None:
+    def check(self, kind: RollOutKind | None = None, task: str | None = None) -> None:
         """Raise `ConfigError` for a roll-out that needs traffic."""
         if kind is not None and (kind.kind != "swap" or getattr(kind, "watch_s", 0.0) > 0):
             raise ConfigError(f"rollout={kind.kind} needs traffic to go by: set serve=local, or rollout=swap")
@@ -312,7 +364,7 @@ class NoTraffic:
     result: dict[str, Any] = field(default_factory=lambda: summarise([], 0))
 
 
-def free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int, setting: str = "serve.port") -> int:
     """The port, or one that is free for 0. Raises `ServingError` when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -321,7 +373,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise ServingError(
-                f"port {port} of {host} is in use or not allowed ({error.strerror}): pass serve.port=N"
+                f"port {port} of {host} is in use or not allowed ({error.strerror}): pass {setting}=N"
             ) from error
         return probe.getsockname()[1]
 

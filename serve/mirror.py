@@ -93,6 +93,8 @@ class Mirror:
                         arm=SHADOW,
                         experiment=self._roll_out,
                         propensity=0.0,
+                        policy_version=None,
+                        decision_propensity=None,
                     )
                     for row, (ours, _) in zip(found.copy.log, pairs, strict=True)
                 ]

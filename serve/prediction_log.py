@@ -38,6 +38,11 @@ SCHEMA = pa.schema(
         ("experiment", pa.string()),
         ("propensity", pa.float64()),
         ("weight", pa.float64()),
+        ("position", pa.int32()),
+        ("snapshot", pa.string()),
+        ("context", pa.list_(pa.float64())),
+        ("policy_version", pa.string()),
+        ("decision_propensity", pa.float64()),
     ]
 )
 
@@ -46,7 +51,11 @@ class Prediction(NamedTuple):
     """One answered row. `prediction` is the probability of the positive class, of the class answered, or the value;
     `label_answer` the class answered, None for regression; `time` when the answer was made. `arm` is what the unit was
     given to, with a chance of `propensity`, by the roll-out `experiment`; `version` is what answered, which is the
-    champion's where the arm could not. weight: one over the chance that the row had of being logged."""
+    champion's where the arm could not. weight: one over the chance that the row had of being logged. position: place in
+    an interleaved list, from 1 on; `arm` is then the team whose item it is (or `neither`), and `propensity` the chance
+    of the whole list; items that were cut off have none. snapshot: of the bandit that chose the arm, from `context`.
+    policy_version: of the policy that made `label_answer` of the score, with a chance of `decision_propensity`, which
+    is None where nothing was decided."""
 
     request_id: str
     event_id: str | None
@@ -64,6 +73,11 @@ class Prediction(NamedTuple):
     experiment: str | None = None
     propensity: float = 1.0
     weight: float = 1.0
+    position: int | None = None
+    snapshot: str | None = None
+    context: tuple[float, ...] | None = None
+    policy_version: str | None = None
+    decision_propensity: float | None = None
 
 
 _FEATURES = Prediction._fields.index("features")
@@ -104,9 +118,7 @@ class PredictionLog(SegmentLog):
             return list(rows)
         chances = [self._strata.chance(row) for row in rows]
         return [
-            row._replace(weight=1 / chance)
-            for row, chance in zip(rows, chances, strict=True)
-            if drawn(row.request_id, chance)
+            row._replace(weight=1 / chance) for row, chance in zip(rows, chances, strict=True) if drawn(row, chance)
         ]
 
 

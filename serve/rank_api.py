@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 from starlette.background import BackgroundTask
 
 from cltrain.errors import DataError
 from serve.arrow_api import about
-from serve.schemas import Id, Instant, PredictRow, Value, _Body
+from serve.interleaving import Candidates, contest, duel, interleave
+from serve.preference import require_one_score
+from serve.reranking import WeightsPolicy
+from serve.schemas import Id, Instant, PredictRow, Problem, Text, Value, _Body
 from serve.segments import new_id
-from serve.server import Server
+from serve.server import Answer, Server
 
 Position = Annotated[int, Field(ge=1)]
 
@@ -50,19 +54,77 @@ class RankRequest(_Body):
 
 
 class Ranked(BaseModel):
+    """In an interleaved list, `version` is what scored the item and `team` whose item it is: `champion`, `challenger`,
+    or `neither` where both ranked it next; in a duel of re-ranking weights those in force are the champion's."""
+
     item_id: str
     request_id: str
     score: float
+    version: str | None = None
+    team: str | None = None
 
 
 class RankAnswer(BaseModel):
-    """Best first; of equal scores the one that was asked first. A click is feedback on the item's `request_id`."""
+    """Best first; of equal scores the one that was asked first. A click is feedback on the item's `request_id`.
 
-    version: str = Field(examples=["ranker:1.3"])
+    While an interleaving runs, `arm` is `interleave`, the list is drafted from two rankings, `versions` names both by
+    their team instead of `version`, and each item says which of them scored it; scores of two versions are not in one
+    order. Where the challenger cannot answer, the champion's ranking stands alone, and `stands_in` is true.
+
+    With re-ranking weights in force (`policy_version`), `score` is still the model's, and the order is that of the
+    scores with the weighted features."""
+
+    version: str | None = Field(examples=["ranker:1.3"])
+    versions: dict[str, str] | None = Field(
+        default=None, examples=[{"champion": "ranker:1.3", "challenger": "ranker:1.4"}]
+    )
     epoch: int
     arm: str
     stands_in: bool = False
+    policy_version: str | None = Field(default=None, examples=["7"])
     ranking: list[Ranked]
+
+
+class WeightsRequest(_Body):
+    """Weights to put in force, in standard deviations of the model's score for one of the feature; without any the
+    order is the model's. `hold` keeps them as they are; else `serve.policy=weights` goes on from them."""
+
+    weights: dict[str, Annotated[StrictFloat | StrictInt, Field(ge=-100, le=100)]] = Field(examples=[{"recency": 0.2}])
+    reason: Text = Field(min_length=1, examples=["fresh offers first, for the campaign"])
+    hold: StrictBool = False
+    expected_epoch: int | None = None
+
+
+class WeightsAnswer(BaseModel):
+    policy_version: str
+    epoch: int
+
+
+def add_weights_route(api: FastAPI, server: Server, admin: list[Any]) -> None:
+    problems: dict[int | str, dict[str, Any]] = {s: {"model": Problem} for s in (401, 403, 409, 422, 503)}
+
+    @api.post("/policy/weights", dependencies=admin, responses=problems)
+    async def put(body: WeightsRequest) -> WeightsAnswer:
+        """Put re-ranking weights in force. `POST /policy/rollback` goes back to what was before."""
+        return await asyncio.to_thread(_put, server, body)
+
+
+def _put(server: Server, body: WeightsRequest) -> WeightsAnswer:
+    now = server.deployments.current()
+    if now.champion is None:
+        raise server.not_ready()
+    require_one_score(server.registry, now.champion, "POST /policy/weights")
+    document = {"weights": {name: float(weight) for name, weight in body.weights.items()}, "held": body.hold}
+    done = server.deployments.set_policy(
+        document, expected_epoch=body.expected_epoch, by="POST /policy/weights", reason=body.reason
+    )
+    server.resident.wake()
+    assert done.policy is not None
+    return WeightsAnswer(policy_version=done.policy, epoch=done.epoch)
+
+
+def _listed(answer: Answer) -> Response:
+    return JSONResponse(answer.body, headers=about(answer))
 
 
 def add_rank_route(api: FastAPI, server: Server, check_size: Callable[[int], None], problems: Any) -> None:
@@ -82,18 +144,26 @@ def add_rank_route(api: FastAPI, server: Server, check_size: Callable[[int], Non
             )
             for item in body.items
         ]
-        answer = server.answer(rows, body.unit_id or new_id())
-        scores = [one.get("probability", one.get("value")) for one in answer.body["predictions"]]
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top]
+        asked = Candidates([item.item_id for item in body.items], rows, body.unit_id or new_id(), body.top)
+        policy = WeightsPolicy.of(served.deployment) if served is not None else None
+        if served is not None and (trial := contest(served)) is not None:
+            return _listed(interleave(server, served, trial, asked, policy))
+        if served is not None and policy is not None and policy.duels and served.deployment.running is None:
+            return _listed(duel(server, served, asked, policy))
+        weighed_by = policy.version if policy else None
+        answer = server.answer(rows, asked.unit, decides=False, policy_version=weighed_by)
+        found = answer.body["predictions"]
         ranking = [
             {
-                "item_id": body.items[i].item_id,
-                "request_id": answer.body["predictions"][i]["request_id"],
-                "score": scores[i],
+                "item_id": asked.items[i],
+                "request_id": found[i]["request_id"],
+                "score": found[i].get("probability", found[i].get("value")),
             }
-            for i in order
+            for i in asked.order(found, policy.weights if policy else None)[: body.top]
         ]
         told = {name: value for name, value in answer.body.items() if name != "predictions"}
+        if weighed_by is not None:
+            told["policy_version"] = weighed_by
 
         async def mirror() -> None:
             server.mirror(answer)

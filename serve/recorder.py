@@ -13,6 +13,7 @@ from cltrain.registry.base import CHALLENGER, CHAMPION
 from cltrain.registry.deployment import STAGING, Trial
 from cltrain.storage import Storage
 from serve.evidence import Counters, Sheet
+from serve.preference import INTERLEAVE
 from serve.resident import Served
 from serve.scores import binning
 
@@ -33,6 +34,7 @@ class Recorder:
         self._storage, self._replica, self._every_s, self._staged = storage, replica, every_s, staged
         self._versions: dict[str, Counters] = {}
         self._trial: Trial | None = None
+        self._beside: dict[str, str] = {}  # roles of versions that are tried beside the one under trial
         self._sheets: list[Sheet] = []
         self._bin: Callable[[float, str | None], int] = lambda score, label: 0
         self._written: dict[str, Json] = {}
@@ -43,7 +45,10 @@ class Recorder:
     def follow(self, served: Served) -> None:
         """What is deployed has changed."""
         trial = served.deployment.running
+        roles = served.deployment.roles
+        beside = {roles[role]: role for role in served.deployment.shares if role not in (CHAMPION, CHALLENGER)}
         with self._lock:
+            self._beside = beside
             keep = set(served.deployment.roles.values())
             self._versions = {v: counters for v, counters in self._versions.items() if v in keep}
             if trial is None:
@@ -60,14 +65,17 @@ class Recorder:
                 self._sheets = [*self._sheets, sheet]
             self._trial = trial
 
-    def answered(self, version: str, seconds: float, answers: Sequence[tuple[float, str | None]]) -> None:
-        """One live request; the rows' chosen numbers and labels."""
+    def answered(
+        self, version: str, seconds: float, answers: Sequence[tuple[float, str | None]], both: bool = False
+    ) -> None:
+        """One live request; the rows' chosen numbers and labels. both: versions are asked the same, to interleave what
+        they say, and requests that only the champion is asked are no yardstick for it."""
         scores, bins = [score for score, _ in answers], [self._bin(*answer) for answer in answers]
-        for counters in self._of(version):
+        for counters in self._of(version, both):
             counters.answered(seconds, scores, bins)
 
-    def failed(self, version: str, seconds: float, *, finite: bool = True) -> None:
-        for counters in self._of(version):
+    def failed(self, version: str, seconds: float, *, finite: bool = True, both: bool = False) -> None:
+        for counters in self._of(version, both):
             counters.failed(seconds, finite=finite)
 
     def shadow(self, roll_out: str) -> Counters | None:
@@ -100,18 +108,18 @@ class Recorder:
                 self.error = str(error)
         self._written = {sheet.place: self._written[sheet.place] for sheet in sheets if sheet.place in self._written}
 
-    def _of(self, version: str) -> list[Counters]:
+    def _of(self, version: str, both: bool) -> list[Counters]:
         always = self._versions.get(version)
         if always is None:
             always = self._versions.setdefault(version, Counters())
         trial = self._trial
-        if trial is None:
+        if trial is None or (trial.kind == INTERLEAVE and not both):
             return [always]
         if version == trial.version:
             return [always, self._sheets[-1].arm(CHALLENGER)]
         if trial.kind == "swap" and trial.step == STAGING:  # `before` will be what it did, this among it
             return [always]
-        return [always, self._sheets[-1].arm(CHAMPION)]
+        return [always, self._sheets[-1].arm(self._beside.get(version, CHAMPION))]
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):

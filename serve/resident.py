@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cltrain.errors import DigestError, ServingError
+from cltrain.config import build
+from cltrain.errors import CltrainError, DigestError, ServingError
 from cltrain.online.assignment import arm_of
 from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, VersionRecord
@@ -20,12 +21,16 @@ from cltrain.registry.base import CHAMPION, PREVIOUS
 from cltrain.registry.deployment import SHADOW, Deployment, Deployments
 from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
+from cltrain.train.state import load_golden, weights_digest
+from serve.bandit import BANDIT, Chooser
+from serve.policy_layer import ThresholdPolicy
 from serve.scores import chosen
 
 log = logging.getLogger(__name__)
 
 WARM_UP_ROWS = (1, 1, 32)
 MAX_RETRY_S = 5.0
+REMOTE_SNAPSHOT_S = 1.0  # between two looks at a bandit's snapshot in an object store, at least
 BYTES_PER_PARAMETER = 4
 
 
@@ -61,17 +66,20 @@ class Loaded:
 @dataclass(frozen=True)
 class Choice:
     """Who answers a unit: `arm` was drawn with a chance of `share`; `loaded` is its version, or the champion's where
-    the arm's is not here, which `stands_in` says."""
+    the arm's is not here, which `stands_in` says. snapshot: of the bandit that chose, from `context`."""
 
     arm: str
     share: float
     loaded: Loaded
     stands_in: bool = False
+    snapshot: str | None = None
+    context: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Served:
-    """What answers: never changed, only replaced. arms: what has traffic, by role, the champion first."""
+    """What answers: never changed, only replaced. arms: what has traffic, by role, the champion first. chooser: of the
+    bandit that runs, if one does. policy: what makes labels of a binary model's scores, if it is not a half."""
 
     version: str
     epoch: int
@@ -79,9 +87,20 @@ class Served:
     since: datetime
     deployment: Deployment
     arms: Mapping[str, Loaded]
+    chooser: Chooser | None = None
+    policy: ThresholdPolicy | None = None
 
-    def choose(self, unit: str) -> Choice:
+    def choose(self, unit: str, request_id: str, row: Mapping[str, Any]) -> Choice:
+        """Who answers a unit. A bandit chooses for each request anew, by what its first row is like. Raises `DataError`
+        for a row whose features it cannot read."""
         shares, champion = self.deployment.shares, self.arms[CHAMPION]
+        if self.chooser is not None:
+            context = self.chooser.context(row) if self.chooser.context else ()
+            found = self.chooser.snapshot.choose(request_id, context)
+            loaded = self.arms.get(found.arm)
+            return Choice(
+                found.arm, found.propensity, loaded or champion, loaded is None, found.policy_version, context or None
+            )
         if len(shares) < 2:
             return Choice(CHAMPION, 1.0, champion)
         arm = arm_of(unit, self.deployment.salt, shares)
@@ -113,8 +132,9 @@ class ResidentVersions:
         self._loaded: dict[str, Loaded] = {}
         self._held: set[str] = set()
         self._loading = threading.Lock()
-        self._failures, self._retry_at = 0, 0.0
+        self._failures, self._retry_at, self._snapshot_due = 0, 0.0, 0.0
         self._wake, self._stopping = threading.Event(), False
+        self._looking = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -134,13 +154,19 @@ class ResidentVersions:
         self._wake.set()
 
     def refresh(self) -> bool:
-        """Look once; whether `current` changed. Whatever goes wrong ends up in `error`."""
+        """Look once; whether `current` changed. Whatever goes wrong ends up in `error`. One thread at a time."""
+        with self._looking:
+            return self._look()
+
+    def _look(self) -> bool:
         try:
             epoch = self._deployments.epoch()
             if epoch == self.registry_epoch and (self.error is None or time.monotonic() < self._retry_at):
                 self._retire()
+                self._read_snapshot()
                 return False
             changed = self._follow_to(epoch)
+            self._read_snapshot()
         except Exception as error:  # a registry that is down and a version that is broken: keep answering, try again
             self._failures += 1
             self._retry_at = time.monotonic() + min(self._poll_s * 2 ** min(self._failures, 10), MAX_RETRY_S)
@@ -195,9 +221,48 @@ class ResidentVersions:
     def _serve(self, deployment: Deployment, arms: Mapping[str, Loaded], behind: int = 0) -> None:
         champion = arms[CHAMPION]
         self.current = Served(
-            champion.version, deployment.epoch - behind, champion.predictor, datetime.now(UTC), deployment, arms
+            champion.version,
+            deployment.epoch - behind,
+            champion.predictor,
+            datetime.now(UTC),
+            deployment,
+            arms,
+            self._chooser(deployment, champion),
+            ThresholdPolicy.of(deployment),
         )
         self.on_change(self.current)
+
+    def _chooser(self, deployment: Deployment, champion: Loaded) -> Chooser | None:
+        """Of the bandit that runs; what was learned so far is kept from one epoch to the next."""
+        trial, held = deployment.running, self.current
+        if trial is None or trial.kind != BANDIT or trial.step < 0:
+            return None
+        before = held.deployment.running if held is not None else None
+        if held is not None and held.chooser is not None and before is not None and before.id == trial.id:
+            return held.chooser
+        try:
+            kind = build(trial.settings, "rollout")
+            return Chooser.start(kind.floored, kind.arms, champion.predictor.state.encoder, kind.features)
+        except CltrainError as error:  # units keep to the equal shares of the start, and nothing is learned of them
+            self.problems[trial.version] = f"{type(error).__name__}: {error}"
+            return None
+
+    def _read_snapshot(self) -> None:
+        """What the bandit has learned since; a request that is being answered keeps what it began with."""
+        served = self.current
+        if served is None or served.chooser is None or served.deployment.running is None:
+            return
+        now = time.monotonic()
+        if not self._registry.store.storage.is_local and now < self._snapshot_due:
+            return
+        self._snapshot_due = now + REMOTE_SNAPSHOT_S
+        try:
+            chooser = served.chooser.read(self._registry.store.storage, served.deployment.running.id)
+        except Exception as error:  # the last one that could be read is good enough
+            log.warning("a snapshot of the bandit cannot be read: %s: %s", type(error).__name__, error)
+            return
+        if chooser is not served.chooser:
+            self.current = replace(served, chooser=chooser)
 
     def _load_beside(self, version: str, role: str, deployment: Deployment) -> None:
         """A previous champion, so that a rollback reads nothing from disk, or a challenger. One that is broken is only
@@ -273,10 +338,10 @@ class ResidentVersions:
 
 
 def load(storage: Storage, record: VersionRecord) -> Loaded:
-    """A version that is whole, is the registered one, and answers. Raises `DigestError` or `ServingError` otherwise."""
+    """A version that is whole, is the registered one, and answers as it did when it was made. Raises `DigestError` or
+    `ServingError` otherwise. One from before there were golden batches needs only answer."""
     started = time.perf_counter()
-    files: Mapping[str, Any] = storage.read_json(f"{record.state}/state.json")["files"]
-    if files["weights.safetensors"] != record.weights_digest:
+    if weights_digest(storage, record.state) != record.weights_digest:
         raise DigestError(f"{record.model}:{record.version}: the weights in {record.state} are not the registered ones")
     predictor = Predictor.load(storage, record.state)
     for rows in WARM_UP_ROWS:
@@ -285,4 +350,7 @@ def load(storage: Storage, record: VersionRecord) -> Loaded:
                 raise ServingError(
                     f"{record.model}:{record.version} answers {answer} to a row of nulls: it is not served"
                 )
+    golden = load_golden(storage, record.state)
+    if golden is not None and (why := golden.problem(predictor)):
+        raise ServingError(f"{record.model}:{record.version} {why}; it is not served")
     return Loaded(record.version, predictor, record.weights_digest, datetime.now(UTC), time.perf_counter() - started)

@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from cltrain.errors import ConflictError, DigestError, ServingError
 from cltrain.registry.deployment import Deployment, Trial
 from serve import schemas
-from serve.controller import begin, end, kind_of, report
+from serve.bandit import BANDIT, require_log
+from serve.controller import begin, check_fit, end, kind_of, report
+from serve.preference import INTERLEAVE
 from serve.rollout import Action
 from serve.server import Server
 
@@ -46,6 +48,9 @@ def add_rollout_routes(api: FastAPI, server: Server, admin: list[Any]) -> None:
 
 def _start(server: Server, body: schemas.RollOutRequest) -> schemas.RollOutsAnswer:
     kind, record = kind_of(body.kind, body.settings), server.record(body.version)
+    check_fit(server.registry, kind, record.version)
+    if kind.kind in (BANDIT, INTERLEAVE):
+        require_log(server.settings.log, f"rollout={kind.kind}")
     try:
         server.resident.stage(record)
     except (DigestError, ServingError) as error:

@@ -91,13 +91,15 @@ class PredictRequest(_Body):
 
 class PredictAnswer(BaseModel):
     """All rows are answered by one version. `arm` is what the unit was given to; `stands_in` is true where the champion
-    answers for an arm that cannot. A prediction has its ids and `probability` and `label` (binary),
-    `probabilities` by class and `label` (multiclass), or `value` (regression)."""
+    answers for an arm that cannot. `policy_version` is that of the policy that made labels of scores, if one did.
+    A prediction has its ids and `probability` and `label` (binary), `probabilities` by class and `label` (multiclass),
+    or `value` (regression)."""
 
     version: str = Field(examples=["ranker:1.3"])
     epoch: int = Field(description="grows with each change of what serves", examples=[4])
     arm: str = Field(examples=["champion"])
     stands_in: bool = False
+    policy_version: str | None = Field(default=None, examples=["7"])
     predictions: list[dict[str, Any]] = Field(
         examples=[[{"request_id": "0197a0c0…", "event_id": "UA-1545", "probability": 0.81, "label": 1}]]
     )
@@ -180,8 +182,8 @@ class VersionsAnswer(BaseModel):
 
 
 class RollOutRequest(_Body):
-    """Start a roll-out of a version. `kind` is swap, shadow, canary or ab; `settings` are those of the kind that differ
-    from its defaults, such as `{"steps": [0.05, 1.0], "guardrails": {"max_p99_ratio": 3}}`."""
+    """Start a roll-out of a version. `kind` is swap, shadow, canary, ab, interleave or bandit; `settings` are those of
+    the kind that differ from its defaults, such as `{"steps": [0.05, 1.0], "guardrails": {"max_p99_ratio": 3}}`."""
 
     version: Text = Field(examples=["1.3"])
     kind: Text = Field(examples=["canary"])
@@ -224,6 +226,55 @@ class RollOutsAnswer(BaseModel):
     history: list[RollOutState]
 
 
+class PolicyRequest(_Body):
+    """A threshold to put in force: scores at or above it get the label 1. Within `band` of it decisions are drawn, so
+    that the log can tell about others; `hold` keeps it from being adapted. The reward is the number of `reward_type`
+    feedback, or else minus the cost of a wrong label; what is not given is as it was. `force` does it even if the log
+    cannot tell what it would earn, or says that it is less."""
+
+    threshold: Annotated[StrictFloat | StrictInt, Field(ge=0, le=1)] = Field(examples=[0.4])
+    band: Annotated[StrictFloat | StrictInt, Field(ge=0, le=0.5)] = Field(default=0.0, examples=[0.1])
+    reason: Text = Field(min_length=1, examples=["a missed case costs more since May"])
+    reward_type: FeedbackType | None = None
+    false_positive_cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    false_negative_cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    hold: StrictBool = False
+    force: StrictBool = False
+    expected_epoch: int | None = None
+
+
+class PolicyRollbackRequest(_Body):
+    """Without a `version` it is the one before the present one, which for the first one is none."""
+
+    reason: Text = Field(min_length=1, examples=["complaints since 10:00"])
+    version: Text | None = None
+    expected_epoch: int | None = None
+
+
+class PolicyState(BaseModel):
+    """One document: a threshold with its band, or weights of features on /rank. estimate: what it would earn a decision
+    by the log, as of when it came in; forced: why it was not to be, where it was forced; held: nothing adapts it."""
+
+    version: str
+    parent: str | None
+    threshold: float | None = None
+    band: float | None = None
+    weights: dict[str, float] | None = None
+    reward: dict[str, Any] | None
+    reason: str
+    estimate: dict[str, Any] | None
+    forced: str | None = None
+    held: bool = False
+
+
+class PolicyAnswer(BaseModel):
+    """What makes labels of scores now (none: a half does), and what did before, latest first."""
+
+    epoch: int
+    policy: PolicyState | None
+    history: list[PolicyState]
+
+
 class WhyAnswer(BaseModel):
     """What the log says of one answered row, features as they came in."""
 
@@ -238,8 +289,11 @@ class WhyAnswer(BaseModel):
     arm: str | None
     experiment: str | None
     propensity: float | None
+    snapshot: str | None = Field(description="of the bandit that chose the arm")
     prediction: float
     label_answer: str | None
+    policy_version: str | None = Field(description="of the policy that made the label of the prediction")
+    decision_propensity: float | None = Field(description="chance with which the policy decided so")
     latency_us: int
     features: dict[str, Any]
 

@@ -20,6 +20,7 @@ from cltrain.registry.deployment import SHADOW, Deployments, Trial
 from serve.controller import end
 from serve.feedback import Feedback, FeedbackLog, label_text
 from serve.mirror import Mirror
+from serve.policy_layer import BINARY, ThresholdPolicy
 from serve.prediction_log import SHADOW_FOLDER, Prediction, PredictionLog
 from serve.recorder import Recorder
 from serve.resident import Choice, Loaded, ResidentVersions, Served
@@ -90,9 +91,11 @@ class Server:
             return False, None
         if trial.kind == SHADOW:
             return self.shadow.staged(trial)
-        if trial.version in self.resident.problems:
-            return False, self.resident.problems[trial.version]
-        return trial.version in self.resident.resident(), None
+        deployment, problems = served.deployment, self.resident.problems
+        versions = {deployment.roles[role] for role in deployment.shares} | {trial.version}
+        if broken := sorted(versions & problems.keys()):
+            return False, problems[broken[0]]
+        return versions <= self.resident.resident().keys(), None
 
     def name(self, version: str) -> str:
         return f"{self.settings.model}:{version}"
@@ -107,9 +110,18 @@ class Server:
         self.mirror(answer)
         return answer.body
 
-    def answer(self, rows: list[PredictRow], unit_id: str | None = None) -> Answer:
+    def answer(
+        self,
+        rows: list[PredictRow],
+        unit_id: str | None = None,
+        *,
+        decides: bool = True,
+        policy_version: str | None = None,
+    ) -> Answer:
         """All rows are answered by one version of those that serve at this moment, whatever happens meanwhile. Where an
-        arm under trial cannot answer, the champion stands in, and what went wrong is held against the arm.
+        arm under trial cannot answer, the champion stands in, and what went wrong is held against the arm. The policy
+        in force makes labels of a binary model's scores, unless the request asks for scores alone (`decides`), which
+        may go through a policy of another kind, `policy_version`.
 
         Raises `NoChampionError`, `DataError` for a number that cannot be read, `ServingError` for an answer that is
         not finite.
@@ -119,10 +131,10 @@ class Server:
             raise self.not_ready()
         ids = [new_id() for _ in rows]
         unit = unit_id or rows[0].event_id or ids[0]
-        choice = served.choose(unit)
         now = datetime.now(UTC)
         times = [row.event_time or now for row in rows]
         asked = [{**row.features, EVENT_TIME: t} for row, t in zip(rows, times, strict=True)]
+        choice = served.choose(unit, ids[0], asked[0])
         started = time.perf_counter()
         try:
             loaded, stands_in, answers = self._answer(served, choice, asked)
@@ -133,9 +145,15 @@ class Server:
         body: dict[str, Any] = {"version": self.name(loaded.version), "epoch": served.epoch, "arm": choice.arm}
         if stands_in:
             body["stands_in"] = True
+        decided = answers
+        chances: list[float | None] = [None] * len(rows)
+        if decides and served.predictor.task == BINARY:
+            decided, chances = _decided(served.policy, ids, answers)
+            if served.policy is not None:
+                body["policy_version"] = policy_version = served.policy.version
         body["predictions"] = [
             {"request_id": id_, "event_id": row.event_id, **answer}
-            for id_, row, answer in zip(ids, rows, answers, strict=True)
+            for id_, row, answer in zip(ids, rows, decided, strict=True)
         ]
         self.served[loaded.version] += 1
         trial = served.deployment.running
@@ -155,8 +173,12 @@ class Server:
                 choice.arm,
                 trial.id if trial else None,
                 choice.share,
+                snapshot=choice.snapshot,
+                context=choice.context,
+                policy_version=policy_version,
+                decision_propensity=chance,
             )
-            for id_, row, event_time, answer in zip(ids, rows, times, answers, strict=True)
+            for id_, row, event_time, answer, chance in zip(ids, rows, times, decided, chances, strict=True)
         ]
         self.predictions.log(logged)
         answer = Answer(body, asked, answers, logged)
@@ -185,7 +207,8 @@ class Server:
                 return champion, True, self._by(champion, asked)
         return champion, choice.stands_in, self._by(champion, asked)
 
-    def _by(self, loaded: Loaded, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _by(self, loaded: Loaded, asked: list[dict[str, Any]], both: bool = False) -> list[dict[str, Any]]:
+        """What a version answers; both: whether another is asked the same, to interleave them."""
         started = time.perf_counter()
         with loaded.uses.one():
             try:
@@ -193,14 +216,14 @@ class Server:
             except DataError:
                 raise
             except Exception:
-                self.recorder.failed(loaded.version, time.perf_counter() - started)
+                self.recorder.failed(loaded.version, time.perf_counter() - started, both=both)
                 raise
             seconds = time.perf_counter() - started
             found = [chosen(answer) for answer in answers]
             if not all(math.isfinite(score) for score, _ in found):
-                self.recorder.failed(loaded.version, seconds, finite=False)
+                self.recorder.failed(loaded.version, seconds, finite=False, both=both)
                 raise ServingError("the model's answer is not a finite number")
-            self.recorder.answered(loaded.version, seconds, found)
+            self.recorder.answered(loaded.version, seconds, found, both)
         return answers
 
     async def feedback(self, rows: list[FeedbackRow]) -> dict[str, int]:
@@ -286,3 +309,15 @@ class Server:
             feedback_log=self.labels.counts(),
             error=self.resident.error,
         )
+
+
+def _decided(
+    policy: ThresholdPolicy | None, ids: list[str], answers: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[float | None]]:
+    """Answers with the labels that a policy gives them, and the chances with which it decided; the model's own label is
+    decided with certainty."""
+    if policy is None:
+        return answers, [1.0] * len(answers)
+    found = [policy.decide(id_, answer["probability"]) for id_, answer in zip(ids, answers, strict=True)]
+    labels = [{**answer, "label": label} for answer, (label, _) in zip(answers, found, strict=True)]
+    return labels, [chance for _, chance in found]

@@ -23,7 +23,8 @@ class LogSettings:
 
     keep: `sampled` logs a share of the answered rows, which is all of them while `rate` is 1; `full` logs all, whatever
     the rates; `profiles` logs no row, but only counts and sums of its columns. Feedback is always logged.
-    rate: share of rows, by a hash of the request id. rates: of strata that deserve more, such as `{arm is challenger:
+    rate: share of units, by a hash of the unit id (a request without one is a unit of its own), whose rows are logged
+    together. rates: of strata that deserve more, such as `{arm is challenger:
     1.0, score below 0.6: 0.5, features.country is NZ: 1.0}`; the highest that fits counts, and each row says its
     `weight`, one over it.
     metrics: functions of your own of a logged row, `{name: package.module.function}`, kept by version in windows of

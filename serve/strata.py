@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cltrain.errors import ConfigError
+from cltrain.online.assignment import bucket
 
 FIELDS = ("arm", "version", "label", "score", "latency_ms", "event_id", "unit_id")
+LOG_SALT = "log"  # no experiment has it: which units are logged says nothing of their arms
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"is": operator.eq, "below": operator.lt, "above": operator.gt}
 _RULE = re.compile(rf"({'|'.join(FIELDS)}|features\.\S+) (is|below|above) (.*)")
 
@@ -44,8 +45,9 @@ def rule_of(text: str) -> Rule:
 
 class Strata:
     """Rows are logged with the chance of the stratum that asks for most, or with `rate` if they are in none. Whether
-    one is, is read off its request id: a shadow's answer is logged where the live one is, if their chances are equal.
-    """
+    one is, is read off its unit, so that the rows of a unit are there together, the unit itself with the highest of
+    their chances, and a shadow's answer where the live one is, if their chances are equal (coordinated sampling: Cohen
+    & Kaplan 2013)."""
 
     def __init__(self, rate: float, rates: Mapping[str, float]) -> None:
         self._rate = rate
@@ -60,11 +62,11 @@ class Strata:
         return max([self._rate, *(rate for rule, rate in self._rules if rule(row))]) if self._rules else self._rate
 
 
-def drawn(request_id: str, chance: float) -> bool:
+def drawn(row: Any, chance: float) -> bool:
+    """Whether a row (`Prediction`) that has this chance is logged. A row without a unit is one of its own."""
     if chance in (0.0, 1.0):
         return bool(chance)
-    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < chance * 2.0**64
+    return bucket(row.unit_id or row.request_id, LOG_SALT) < chance
 
 
 def _value(row: Any, name: str) -> Any:

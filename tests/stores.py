@@ -32,6 +32,8 @@ def made(folder: Path, settings_of: Callable[..., dict[str, Any]], *overrides: s
         "train.stateless.min_steps=10",
         "recalibrate.every=2",
         "gate.floor=10",
+        "train.stateful.learning_rate=3e-4",
+        "train.stateful.schedule=constant",
         "window.bootstrap=2",
         "max_rounds=4",
         *overrides,

@@ -31,7 +31,7 @@ ALLOWED = {
         *{"registry", "search", "summary", "tracking", "train"},
     },
     "cli": {"assemble", "diff", "doctor", "registry", "reproduce", "retention", "reviews", "rows", "tracking"},
-    "cluster": {"config", "data", "train", "registry"},
+    "cluster": {"config", "data", "evaluate", "train", "registry"},
 }
 ONE_FILE = {
     "wandb": "cltrain/tracking/wandb.py",

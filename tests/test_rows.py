@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from cltrain.cli import app
 from cltrain.data.event_log import EventLog
 from cltrain.data.holdout import is_held_out
 from cltrain.data.parquet import ParquetSource
@@ -225,3 +228,46 @@ def test_a_snapshot_indexes_each_file_once_and_only_what_is_trained_on(tmp_path:
     assert Path(store.storage.path(name)).stat().st_mtime_ns == before
     store.storage.delete(cache_name(snapshot.digest))
     assert snapshots.table(snapshot).num_rows == 10
+
+
+def test_a_store_in_s3_is_asked_alike(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes are written there, merged there and read from there; the events and the cache are gone by then."""
+    monkeypatch.setattr(segments, "WAYS", 3)
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    stores = [Store(root=f"{s3}/store", url=url), Store(root=str(tmp_path / "store"))]
+    direct: dict[str, set[str]] = defaultdict(set)
+    for store in stores:
+        shutil.rmtree(tmp_path / "events", ignore_errors=True)
+        for day in range(3):
+            write_day(tmp_path / "events", day)
+        log, registry = log_of(tmp_path / "events"), Registry(store, "ranker")
+        snapshots = Snapshots(log, store.storage, SnapshotSettings(holdout_share=0.3), seed=1)
+        for i, snapshot in enumerate(frozen(snapshots, log, tmp_path / "events")):
+            name = f"ranker:{register(registry, snapshot, i, f'1.{i - 1}' if 0 < i < 3 else None)}"
+            if store is stores[0]:
+                for event in snapshots.table(snapshot).column(EVENT_ID).to_pylist():
+                    direct[event].add(name)
+        for blob in store.storage.names("cache"):
+            store.storage.delete(blob)
+    shutil.rmtree(tmp_path / "events")
+    remote = stores[0].storage
+    assert any(name.startswith("rows/merged/") for name in remote.names("rows"))
+    for event in [f"e{hour}" for hour in range(0, DAYS * DAILY, 41)]:
+        here, there = (versions_with(store, event) for store in stores)
+        assert there == here
+        assert says(there, through=False) == direct[event], event
+    asked = next(iter(direct))
+    before = versions_with(stores[0], asked)
+    command = ["rows", asked, "--store", f"{s3}/store", "--store-url", url, "--json"]
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout) == before.to_json()
+    for name in remote.names("rows/merged"):
+        remote.delete(name)
+    assert versions_with(stores[0], asked) == before, "a merged index can be made again"
+    for name in remote.names("rows"):
+        remote.delete(name)
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 2
+    assert "error: " in answer.output
+    assert "rows/" in answer.output

@@ -69,7 +69,10 @@ def _charts(result: Mapping[str, Any], lines: Sequence[Json]) -> list[Chart]:
 
 
 def _sentence(result: Mapping[str, Any], chosen: Json) -> str:
-    best = f"Of {result['tried']} strategies, {result['chosen']} is the cheapest that is no worse than the reference"
+    rule = (
+        "the cheapest that is no worse than the reference" if result["budget"] is None else "the best within the budget"
+    )
+    best = f"Of {result['tried']} strategies, {result['chosen']} is {rule}"
     verdict = result["confirmation"]["verdict"]
     cost = f"{figure(chosen['metric'])} for {count(chosen['rows'])} row visits"
     return f"{best}: {cost}. {verdict[:1].upper()}{verdict[1:]}."

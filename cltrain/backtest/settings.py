@@ -24,8 +24,9 @@ class Backtest:
 
     period: of the curves, such as 7d (None: that of the windows). confirm_share: of the periods, the newest, on which
     nothing is chosen. no_worse_than, margin: the choice is the strategy of the fewest row visits of which the interval
-    says that its loss is at most this share above that of current or baseline. stop_margin: a strategy is given up
-    once an earlier one that costs no more is better by this share of its loss on the same windows; None: never.
+    says that its loss is at most this share above that of current or baseline. budget: a share of the row visits of
+    that reference; then the choice is the strategy of the least loss that keeps to it. stop_margin: a strategy is given
+    up once an earlier one that costs no more is better by this share of its loss on the same windows; None: never.
     threshold: of the metric, beyond which time counts as bad (None: a tenth worse than the present settings).
     iterations: try one by one the models and cadences of the space, to say where compute is better spent. level: of
     each one-sided bound; resamples of the bootstrap, in blocks of `block` periods (None: by their number).
@@ -44,6 +45,7 @@ class Backtest:
     confirm_share: float = 0.34
     no_worse_than: Literal["current", "baseline"] = "current"
     margin: float = 0.005
+    budget: float | None = None
     stop_margin: float | None = 0.05
     threshold: float | None = None
     iterations: bool = True
@@ -82,6 +84,10 @@ class Backtest:
         if self.stop_margin is not None and not 0 < self.stop_margin < math.inf:
             raise ConfigError(
                 f"backtest.stop_margin must be a share above 0, or null to stop nothing, not {self.stop_margin}"
+            )
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise ConfigError(
+                f"backtest.budget must be a share of row visits above 0, or null for the cheapest, not {self.budget}"
             )
         if self.period is not None:
             try:

@@ -31,13 +31,18 @@ class Judgement:
 
     def choose(self, lines: Sequence[Json]) -> int | None:
         """The trial of the fewest row visits among those whose loss is, by the upper bound of the interval, not above
-        that of the reference by more than the margin; of those that cost the same, the better one. The reference is
-        among them. None if the reference has no result."""
+        that of the reference by more than the margin; of those that cost the same, the better one. With a budget, the
+        trial of the least loss among those that keep to it. The reference is among them, and is chosen if nothing else
+        is eligible. None if the reference has no result."""
         compared = self._comparable(lines, range(self.ranked))
         reference = self._reference(compared)
         if reference is None:
             return None
         periods = _common(compared, range(self.ranked))
+        if self.backtest.budget is not None:
+            most = self.backtest.budget * reference["ranked"]["rows"]
+            within = [line for line in compared if line["ranked"]["rows"] <= most]
+            return int(min(within or [reference], key=lambda line: (_loss(line, periods), line["trial"]))["trial"])
         eligible = [
             line
             for line in compared
@@ -79,6 +84,7 @@ class Judgement:
         return {
             "metric": headline(self.task),
             "chosen": picked["name"],
+            "budget": self.backtest.budget,
             "table": table,
             "front": [row["name"] for row in table if row["front"]],
             "threshold": self._threshold(current, periods),

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from cltrain.cli.options import ByOption, CommentOption, ReasonOption, champion_moved, command, out, print_json
-from cltrain.errors import ConflictError
-from cltrain.records import to_json
+from cltrain.errors import ConfigError, ConflictError
+from cltrain.records import Json, to_json
 from cltrain.registry import Approval, Registry
+from cltrain.registry.permissions import Permission, is_subject
 
 
 @command
@@ -51,7 +52,11 @@ def approve(
     override: Annotated[bool, typer.Option("--override", help="Although the gate rejected it; on record.")] = False,
 ) -> None:
     """Let a version through that waits for people. With the last signature it becomes champion, at once where the loop
-    swaps, and otherwise as the loop rolls it out."""
+    swaps, and otherwise as the loop rolls it out. Or say yes to `retrain/ROUND` or `rollback/ID`: see `waiting`."""
+    if is_subject(version):
+        if role or override:
+            raise ConfigError(f"{version} takes one yes, of anybody: leave out --role and --override")
+        return _permitted(registry.permit(version, by, comment), as_json)
     approval = registry.approve(version, by, comment, role=role, override=override)
     said = _promote_approved(registry, approval, by, comment)
     _answered(registry, approval, as_json, said)
@@ -59,8 +64,26 @@ def approve(
 
 @command
 def reject(registry: Registry, as_json: bool, version: str, by: ByOption = None, comment: CommentOption = "") -> None:
-    """Do not let a version through."""
+    """Do not let a version through; or say no to `retrain/ROUND` or `rollback/ID`: see `waiting`."""
+    if is_subject(version):
+        return _permitted(registry.refuse(version, by, comment), as_json)
     _answered(registry, registry.reject(version, by, comment), as_json)
+
+
+@command
+def waiting(registry: Registry, as_json: bool) -> None:
+    """What awaits an answer: versions, updates that a trigger asks for, and versions to be withdrawn."""
+    registry.expire()
+    registry.settle()
+    found = [{"subject": a.version, "why": a.missing, **_times(a)} for a in registry.approvals("awaiting")]
+    found += [{"subject": p.subject, "why": p.why, **_times(p)} for p in registry.permissions("awaiting")]
+    if as_json:
+        return print_json({"model": registry.model, "waiting": found})
+    for one in found:
+        until = f", until {one['expires_at']}" if one["expires_at"] else ""
+        out.print(f"{one['subject']}: {one['why']}{until}", highlight=False, markup=False)
+    if not found:
+        out.print("nothing awaits an answer")
 
 
 @command
@@ -113,6 +136,18 @@ def _promote_approved(registry: Registry, approval: Approval, by: str | None, co
             f"{found.name} is approved, but {error}. `cltrain promote {found.version}` all the same"
         ) from error
     return f"champion: {now or '–'} → {found.version} (epoch {epoch})"
+
+
+def _times(asked: Approval | Permission) -> Json:
+    return {name: to_json(getattr(asked, name)) for name in ("asked_at", "expires_at")}
+
+
+def _permitted(permission: Permission, as_json: bool) -> None:
+    if as_json:
+        return print_json(to_json(permission))
+    done = permission.state == "approved" and permission.version
+    more = f": {permission.model}:{permission.version} is withdrawn" if done else ""
+    out.print(f"{permission.subject} is {permission.state}{more}", highlight=False)
 
 
 def _answered(registry: Registry, approval: Approval, as_json: bool, said: str | None = None) -> None:

@@ -1,19 +1,26 @@
-"""One command: an update request in, a challenger out. The same on a worker and in the driver's own process."""
+"""A command, done: an update request in, a challenger out; or rows in, answers out. The same on a worker and in the
+driver's own process."""
 
 from __future__ import annotations
 
-import platform
-
 import torch
 
+from cltrain.cluster.score import score
 from cltrain.config import build
 from cltrain.data.snapshot import read_rows
 from cltrain.errors import UpdateError
 from cltrain.records import Challenger, Json, UpdateRequest, from_json, to_json
 from cltrain.storage import Storage
 from cltrain.train.checkpoint import Checkpoints
+from cltrain.train.golden import device_kind, golden_of
+from cltrain.train.predictor import Predictor
 from cltrain.train.state import load_state, request_digest, save_state, schema_from_json, state_name
 from cltrain.train.update import train_update
+
+
+def obey(payload: Json, rank: int, world: int) -> Json:
+    """Do what `payload` says on rank `rank` of `world`: it is an update, unless its `do` is `score`."""
+    return score(payload, rank, world) if payload.get("do") == "score" else execute(payload)
 
 
 def execute(payload: Json) -> Json:
@@ -50,7 +57,9 @@ def execute(payload: Json) -> Json:
     except UpdateError:
         checkpoints.clear()  # it would end like this again
         raise
-    digest = save_state(trained.state, storage, name) if engine.rank == 0 else ""
+    digest = ""
+    if engine.rank == 0:
+        digest = save_state(trained.state, storage, name, golden_of(Predictor.of(trained.state)))
     checkpoints.clear()
     return to_json(
         Challenger(
@@ -77,13 +86,6 @@ def execute(payload: Json) -> Json:
             },
         )
     )
-
-
-def device_kind(device: str) -> str:
-    """What computes, by its name: the same kind gives the same bits, and another one may not."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def payload_of(request: UpdateRequest, root: str, threads: int, device: str, engine: Json | None = None) -> Json:

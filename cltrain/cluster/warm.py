@@ -1,4 +1,5 @@
-"""A warm Ray Train worker group: one long-lived `TorchTrainer.fit` that takes one update after another.
+"""A warm Ray Train worker group: one long-lived `TorchTrainer.fit` that takes one command after another, updates and
+rows to score.
 
 A fresh fit costs 15–25 s; a command to a warm group some 60 ms. Ray Train keeps the workers alive, restarts them
 after a loss, and its controller consumes the reports; a restarted worker finds the command that was not done in the
@@ -17,9 +18,12 @@ import ray.train
 import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cltrain.cluster.execute import execute, payload_of
+from cltrain.cluster.execute import obey, payload_of
 from cltrain.cluster.mailbox import Mailbox, Report
+from cltrain.cluster.score import gather, score_payload
 from cltrain.errors import CltrainError, ConfigError, UpdateError
+from cltrain.evaluate.sample import Sample
+from cltrain.evaluate.spread import ScoreRequest
 from cltrain.records import Challenger, Json, UpdateRequest, from_json
 from cltrain.storage import Storage
 
@@ -61,7 +65,7 @@ def train_loop(config: dict[str, Any]) -> None:
         number, payload = command
         report: Report = {"command": number, "rank": rank, "result": None, "error": None, "kind": None}
         try:
-            report["result"] = execute(payload)
+            report["result"] = obey(payload, rank, world)
         except CltrainError as error:
             report |= {"error": str(error), "kind": type(error).__name__}
         except Exception:
@@ -75,8 +79,8 @@ def train_loop(config: dict[str, Any]) -> None:
 
 @dataclass(kw_only=True)
 class WarmGroup:
-    """`update` takes requests with growing numbers, one at a time. After an idle time-out the next one starts it
-    again. With `min_workers` it also works with fewer workers, when there is no room for all of them."""
+    """Takes one command at a time. After an idle time-out the next one starts it again. With `min_workers` it also
+    works with fewer workers, when there is no room for all of them."""
 
     root: str
     workers: int
@@ -87,6 +91,7 @@ class WarmGroup:
     idle_s: float | None = None
     engine: Json | None = None
     _mailbox: Any = field(default=None, init=False)
+    _commands: int = field(default=0, init=False)
     _fit: concurrent.futures.Future | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
@@ -122,16 +127,27 @@ class WarmGroup:
         """Train on the workers. Raises `UpdateError` with what the ranks said, or when the group cannot be started."""
         device = "cuda" if self.gpus_per_worker else "cpu"
         payload = payload_of(request, self.root, self.threads, device, self.engine)
+        return from_json(Challenger, self._command(payload)[0]["result"])
+
+    def score(self, request: ScoreRequest) -> dict[int, Sample]:
+        """The answers by number of the window, its rows in their order: each worker scores its share, on its CPU, as
+        the driver would. Raises `UpdateError` as `update` does."""
+        reports = self._command(score_payload(request, self.root, self.threads))
+        return gather(Storage(self.root), request, [r["result"] for r in reports])
+
+    def _command(self, payload: Json) -> list[Report]:
+        """What all ranks reported of a command that went well."""
         self.start()
-        if not self._get(self._mailbox.put.remote(request.number, payload)):
+        self._commands += 1
+        if not self._get(self._mailbox.put.remote(self._commands, payload)):
             self.close()
             self.start()
-            self._get(self._mailbox.put.remote(request.number, payload))
-        reports = self._get(self._mailbox.result.remote(request.number))
+            self._get(self._mailbox.put.remote(self._commands, payload))
+        reports = self._get(self._mailbox.result.remote(self._commands))
         if failed := [r for r in reports if r["error"]]:
             said = "\n".join(f"rank {r['rank']}: {r['error']}" for r in failed)
             raise (ConfigError if failed[0]["kind"] == "ConfigError" else UpdateError)(said)
-        return from_json(Challenger, reports[0]["result"])
+        return reports
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Let the workers go."""

@@ -20,9 +20,10 @@ from cltrain.evaluate.metrics import MetricSums
 from cltrain.evaluate.sample import Sample, Scored, groups_of, weights_of
 from cltrain.evaluate.slices import declared
 from cltrain.evaluate.spots import spots
+from cltrain.evaluate.spread import uniform
 from cltrain.evaluate.transfer import constant_loss
-from cltrain.records import EVENT_ID, Comparison, Json, ReportCard, from_json, to_json
-from cltrain.seeding import derive_seed, hash_ids, numpy_generator
+from cltrain.records import Comparison, Json, ReportCard, from_json, to_json
+from cltrain.seeding import derive_seed, numpy_generator
 
 FEWEST = 50  # rows of a slice that is found, on the half that is searched and on the other
 
@@ -31,10 +32,11 @@ FEWEST = 50  # rows of a slice that is found, on the half that is searched and o
 class Evaluation:
     """level: of each one-sided bound of an interval. resamples: of the bootstrap. min_rows: if the new window has fewer
     held-out rows, those of the windows before it join, the latest first, up to `recent_windows` in all: what is older
-    says little of a world that moves. window_rows: of the new window at most;
-    past_rows: of each past window at most, for retention and the transfer matrix. past_windows: at most, evenly
-    spread. Where there are more rows a uniform sample is taken, the same one each time, so that rounds can be
-    compared.
+    says little of a world that moves. window_rows: of the new window at most; past_rows: of each past window at most,
+    for retention and the transfer matrix. past_windows: at most, evenly spread. golden_windows: the first so many
+    windows with held-out rows are a golden set: their rows, `window_rows` of each at most, stay the same for every
+    version to come, which is compared on them (`golden`); 0 has none. Where there are more rows a uniform sample is
+    taken, the same one each time, so that rounds can be compared.
 
     metrics: that get an interval beside the loss, by name or as settings with `_target_` (`cltrain.evaluate.measures`);
     null for those of the task. weight: the column that says what a row counts. group: the column of the list that a
@@ -51,6 +53,7 @@ class Evaluation:
     window_rows: int = 50_000
     past_rows: int = 2_000
     past_windows: int = 60
+    golden_windows: int = 0
     metrics: tuple[Any, ...] | None = None
     weight: str | None = None
     group: str | None = None
@@ -75,6 +78,7 @@ class Evaluation:
             ("window_rows", 1),
             ("past_rows", 1),
             ("past_windows", 1),
+            ("golden_windows", 0),
             ("found_slices", 0),
             ("spots", 0),
         ):
@@ -112,9 +116,12 @@ class Evaluation:
 
     def windows(self, held_out: Sequence[tuple[int, pa.Table]]) -> list[tuple[int, pa.Table]]:
         """The rows that the card is made of, by number of their window, the new one last: what must be scored."""
-        windows = self._spread([(index, rows) for index, rows in held_out if rows.num_rows])
-        past = [(index, _sample(rows, self.past_rows)) for index, rows in windows[:-1]]
-        return [*past, *((index, _sample(rows, self.window_rows)) for index, rows in windows[-1:])]
+        filled = [(index, rows) for index, rows in held_out if rows.num_rows]
+        golden = self._golden(filled)
+        chosen = {*golden, *(index for index, _ in self._spread(filled))}
+        windows = [window for window in filled if window[0] in chosen]
+        past = [(i, uniform(rows, self.window_rows if i in golden else self.past_rows)) for i, rows in windows[:-1]]
+        return [*past, *((index, uniform(rows, self.window_rows)) for index, rows in windows[-1:])]
 
     def card(
         self,
@@ -196,6 +203,7 @@ class Evaluation:
         """What is compared: a name that says all of its settings, the windows that it is about, and what makes it."""
         measures, tables = self.measures(next(iter(scores.values())).task), dict(windows)
         recent, past = self._recent(windows), [index for index, _ in windows[:-1]]
+        golden = self._golden(windows)
 
         def comparer(*name: str) -> Comparer:
             return Comparer(
@@ -205,6 +213,9 @@ class Evaluation:
                 resamples=self.resamples,
                 flip_tolerance=self.flip_tolerance,
             )
+
+        def of_golden() -> Json:
+            return {"comparisons": [comparer("golden")("golden", *self._answers(golden, tables, scores, rivals))]}
 
         def of_past() -> Json:
             return {"comparisons": [comparer("past")("past", *self._answers(past, tables, scores, rivals))]}
@@ -231,6 +242,8 @@ class Evaluation:
         )
         if past:
             yield "past", past, of_past
+        if golden:
+            yield "golden", golden, of_golden
         for spec in self.slices:
             yield f"slice {spec}", recent, functools.partial(of_slice, spec)
         if self.found_slices:
@@ -239,6 +252,10 @@ class Evaluation:
     def _compared(self) -> tuple[Any, ...]:
         """The settings that every comparison depends on."""
         return (self.level, self.resamples, self.metrics, self.weight, self.group, self.flip_tolerance)
+
+    def _golden(self, windows: Sequence[tuple[int, pa.Table]]) -> list[int]:
+        """Numbers of the windows of the golden set; none before all of them are past."""
+        return [i for i, _ in windows[: self.golden_windows]] if len(windows) > self.golden_windows else []
 
     def _spread(self, windows: list[tuple[int, pa.Table]]) -> list[tuple[int, pa.Table]]:
         if len(windows) <= self.past_windows + 1:
@@ -277,14 +294,6 @@ def _joined(indices: list[int], tables: Mapping[int, pa.Table]) -> pa.Table:
 
 def _plain(make: Callable[[], Json]) -> Json:
     return to_json(make())
-
-
-def _sample(table: pa.Table, count: int) -> pa.Table:
-    """A uniform sample of `count` rows, in their order, by a hash of the id."""
-    if table.num_rows <= count:
-        return table
-    order = np.argsort(hash_ids(table.column(EVENT_ID), salt=derive_seed(0, "evaluation")), kind="stable")[:count]
-    return table.take(pa.array(np.sort(order)))
 
 
 def _transfer(index: int, scored: Scored, rival: Scored | None) -> Json:

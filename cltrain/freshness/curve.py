@@ -119,7 +119,7 @@ def half_life(curve: np.ndarray, decay: Decay, draws: np.ndarray, ages: Sequence
     old = np.asarray(ages) > 0
     low, _ = simultaneous(curve[old], draws[:, old], level)
     if not (low > 0).any():
-        return HalfLife(periods=None, low=None, high=None, plateau=0.0, reason="no loss with age can be told from chance")
+        return HalfLife(periods=None, low=None, high=None, plateau=0.0, reason="no loss with age beyond chance")
     first, last = (float(v) for v in bounds(decay.half_lives, level))
     shortest, longest = youngest / 8 * 1.01, 4 * oldest * 0.99
     ends = {"low": None if first <= shortest else first, "high": None if last >= longest else last}

@@ -31,7 +31,7 @@ class NonInferiority:
     times as long as the champion it may take to answer one row, beyond 20 ms; null asks for nothing. tie: what becomes
     of a challenger that answers exactly like the champion."""
 
-    margins: Mapping[str, float] = field(default_factory=lambda: {"window": 0.02, "past": 0.1})
+    margins: Mapping[str, float] = field(default_factory=lambda: {"window": 0.02, "past": 0.1, "golden": 0.1})
     floor: float = 0.002
     min_rows: int = 200
     exchange: float = 1.0

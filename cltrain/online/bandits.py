@@ -6,8 +6,9 @@ id, so what is logged as the propensity is the propensity, and a retried request
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -21,9 +22,13 @@ class Policy(Protocol):
     least. half_life: after which a reward counts half, or null for a world that does not change. contextual: whether
     chances depend on the context."""
 
-    explore: float
-    half_life: str | None
     contextual: ClassVar[bool]
+
+    @property
+    def explore(self) -> float: ...
+
+    @property
+    def half_life(self) -> str | None: ...
 
     def chances(self, sums: Sums, context: np.ndarray) -> np.ndarray:
         """(A,) chances of the arms for a context (D,), before exploration."""
@@ -50,19 +55,19 @@ class Thompson(_Explores):
     """Each arm with the chance that it is the best (Thompson 1933), by integration and not by sampling.
 
     reward: `binary` for rewards between 0 and 1, with beta(1, 1) priors; `numeric` for any others, with normal ones
-    that are worth one reward at the mean of all."""
+    that are worth one reward at the mean of all; `auto` is binary while all rewards are 0 or 1, and else numeric."""
 
-    reward: Literal["binary", "numeric"] = "binary"
+    reward: Literal["auto", "binary", "numeric"] = "auto"
     contextual: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reward not in ("binary", "numeric"):
-            raise ConfigError(f"policy.reward must be binary or numeric, not {self.reward!r}")
+        if self.reward not in ("auto", "binary", "numeric"):
+            raise ConfigError(f"policy.reward must be auto, binary or numeric, not {self.reward!r}")
 
     def chances(self, sums: Sums, context: np.ndarray) -> np.ndarray:
         won, n = sums.moment[:, 0], sums.weight
-        if self.reward == "binary":
+        if self.reward == "binary" or (self.reward == "auto" and sums.zero_or_one):
             return best_of_betas(1 + won, 1 + np.maximum(n - won, 0))
         centre = won.sum() / max(n.sum(), 1e-12)
         return best_of_normals((won + centre) / (n + 1), sums.noise() / np.sqrt(n + 1))
@@ -147,6 +152,28 @@ class LinUCB(_Linear):
     def chances(self, sums: Sums, context: np.ndarray) -> np.ndarray:
         mean, deviation = self.predicted(sums, context)
         return highest(mean + self.width * deviation)
+
+
+POLICIES: Mapping[str, type[Any]] = {
+    "thompson": Thompson,
+    "ucb": UCB,
+    "epsilon_greedy": EpsilonGreedy,
+    "linear_thompson": LinearThompson,
+    "lin_ucb": LinUCB,
+}
+
+
+def best_chances(sums: Sums) -> np.ndarray:
+    """(A,) posterior chance that each arm has the highest mean reward, whatever the policy that chose them: beta or
+    normal posteriors of the arms' means, or of ridge regressions on the context, at the mean context of all."""
+    if sums.moment.shape[1] == 1:
+        return Thompson().chances(sums, np.ones(1))
+    n = sums.weight.sum()
+    if n <= 0:
+        return even(np.ones(len(sums.weight), bool))
+    theta, covariance = sums.ridge(1.0)
+    context = sums.gram[:, 0, :].sum(0) / n
+    return best_of_normals(theta @ context, sums.noise() * np.sqrt((covariance @ context) @ context))
 
 
 def even(chosen: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from scipy import optimize, special
@@ -19,16 +19,21 @@ PRIOR = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interleaved:
+class Interleaved(Generic[Item]):
     """What a user is shown, and whose each place is. Both are logged with the request."""
 
-    items: tuple[Hashable, ...]
+    items: tuple[Item, ...]
     teams: tuple[Team, ...]
+
+    @property
+    def propensity(self) -> float:
+        """Chance of this very list with these teams: one fair coin for each turn in which the captains differed."""
+        return 0.5 ** ((len(self.teams) - self.teams.count("neither") + 1) // 2)
 
 
 def team_draft(
     champion: Sequence[Item], challenger: Sequence[Item], length: int, generator: np.random.Generator
-) -> Interleaved:
+) -> Interleaved[Item]:
     """Two rankings drafted into one list, as captains pick teams: in each turn a fair coin says who picks first, and
     each adds the best of its items that is not there yet (Radlinski, Kurup & Joachims 2008). Where both would pick the
     same item it is shown for neither, and its clicks are of no account: given to a team by the coin they would only be
@@ -39,9 +44,9 @@ def team_draft(
     """
     if length < 1:
         raise ConfigError(f"length must be 1 or more, not {length}")
-    items: list[Hashable] = []
+    items: list[Item] = []
     teams: list[Team] = []
-    shown: set[Hashable] = set()
+    shown: set[Item] = set()
     places = {"champion": 0, "challenger": 0}
     rankings: dict[Team, Sequence[Item]] = {"champion": champion, "challenger": challenger}
     while len(items) < length:
@@ -65,7 +70,7 @@ def team_draft(
     return Interleaved(items=tuple(items), teams=tuple(teams))
 
 
-def credit(shown: Interleaved, clicked: Collection[Hashable]) -> int:
+def credit(shown: Interleaved[Any], clicked: Collection[Hashable]) -> int:
     """1 if the challenger's items got more of the session's clicks, -1 if the champion's did, 0 for a tie.
 
     >>> credit(Interleaved(items=("x", "y"), teams=("champion", "challenger")), {"y"})

@@ -13,7 +13,7 @@ import numpy as np
 from cltrain.clock import parse_duration
 from cltrain.errors import ConfigError, DataError
 from cltrain.online.assignment import bucket
-from cltrain.online.bandits import Policy
+from cltrain.online.bandits import Policy, best_chances
 from cltrain.online.posterior import Sums
 from cltrain.storage import digest_json
 
@@ -72,6 +72,23 @@ class Snapshot:
         arm = min(int(place), len(self.arms) - 1)
         return Choice(arm=self.arms[arm], propensity=float(chances[arm]), policy_version=self.version)
 
+    def best(self) -> np.ndarray:
+        """(A,) posterior chance that each arm has the highest mean reward."""
+        return best_chances(self.sums)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": self.version, "policy": _settings(self.policy), **_arrays(self.arms, self.sums)}
+
+    @classmethod
+    def from_json(cls, policy: Policy, value: Mapping[str, Any]) -> Snapshot:
+        """What `to_json` wrote. Raises `ConfigError` if it is of another policy, `DataError` if it was altered."""
+        if value["policy"] != _settings(policy):
+            raise ConfigError(f"the snapshot is of {value['policy']}, not of {_settings(policy)}")
+        found = cls(policy, tuple(value["arms"]), _sums(value))
+        if found.version != value["version"]:
+            raise DataError(f"the snapshot {value['version']} was altered: it is {found.version}")
+        return found
+
 
 class Bandit:
     """The one owner of what a bandit knows: outcomes in, snapshots out.
@@ -114,6 +131,15 @@ class Bandit:
                 square[arm] += weight * outcome.reward**2
         self.sums = Sums(gram=gram, moment=moment, square=square)
         return self.counts["learned"] - before
+
+    def can_use(self, outcome: Outcome) -> bool:
+        """Whether `learn` takes the outcome's reward and context."""
+        try:
+            _vector(outcome.context if self.policy.contextual else (), self.sums)
+            _check_reward(outcome, self.policy)
+        except DataError:
+            return False
+        return True
 
     def _kind(self, outcome: Outcome) -> str:
         if outcome.decided_at < self.latest - self.horizon:
@@ -161,7 +187,7 @@ class Bandit:
         if state["policy"] != _settings(self.policy):
             raise ConfigError(f"the bandit's state is of {state['policy']}, not of {_settings(self.policy)}")
         self.arms = tuple(state["arms"])
-        self.sums = Sums(**{name: np.array(state[name], np.float64) for name in ("gram", "moment", "square")})
+        self.sums = _sums(state)
         self.latest, self.counts = state["latest"], dict(state["counts"])
         self.seen = OrderedDict(state["seen"])
 
@@ -192,3 +218,7 @@ def _settings(policy: Policy) -> dict[str, Any]:
 
 def _arrays(arms: Sequence[str], sums: Sums) -> dict[str, Any]:
     return {"arms": list(arms), **{name: getattr(sums, name).tolist() for name in ("gram", "moment", "square")}}
+
+
+def _sums(value: Mapping[str, Any]) -> Sums:
+    return Sums(**{name: np.array(value[name], np.float64) for name in ("gram", "moment", "square")})

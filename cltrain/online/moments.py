@@ -62,15 +62,33 @@ def moments_of(values: np.ndarray, covariate: np.ndarray | None = None) -> Momen
     )
 
 
-def ratio_moments(numerator: np.ndarray, denominator: np.ndarray) -> Moments:
+def ratio_moments(
+    numerator: np.ndarray, denominator: np.ndarray, covariate: tuple[np.ndarray, np.ndarray] | None = None
+) -> Moments:
     """Moments of a ratio of sums over units, such as clicks a request: its mean is the ratio, and its variance that of
-    the delta method (Deng, Knoblich & Lu 2018). numerator, denominator: (N,), summed over each unit's events."""
+    the delta method (Deng, Knoblich & Lu 2018). numerator, denominator: (N,), summed over each unit's events, which may
+    be weighted by one over their chance of being there.
+
+    covariate: numerator and denominator, (N,) each, of a ratio from before the experiment, such as the same one then;
+    a unit from which nothing is known has 0 in both, and counts as if it had the mean.
+
+    >>> ratio_moments(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == moments_of(np.array([1.0, 3.0]))
+    True
+    """
     a, b = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     if not len(b) or not b.sum() > 0:
         return Moments()
-    ratio = a.sum() / b.sum()
-    residual = (a - ratio * b) / b.mean()
-    return Moments(n=len(a), y=float(ratio), yy=float(residual @ residual))
+    y, dy = _linear(a, b)
+    if covariate is None or not covariate[1].sum() > 0:
+        return Moments(n=len(a), y=y, yy=float(dy @ dy))
+    x, dx = _linear(np.asarray(covariate[0], np.float64), np.asarray(covariate[1], np.float64))
+    return Moments(n=len(a), y=y, yy=float(dy @ dy), x=x, xx=float(dx @ dx), xy=float(dx @ dy))
+
+
+def _linear(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
+    """The ratio of sums, and how much each unit moves it, times their number."""
+    ratio = float(a.sum() / b.sum())
+    return ratio, (a - ratio * b) / b.mean()
 
 
 def by_unit(units: Sequence[Hashable] | np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -96,8 +96,10 @@ class Threshold:
     threshold moves to where they earn the same.
 
     start, low, high, step: as of any value of a policy. band: half its width, in scores. every: rewards between
-    adaptations. memory_rows: the latest rewards that are looked at. caution: standard errors by which the two decisions
-    must differ.
+    adaptations. min_s: seconds between them at least, so that the threshold moves by one step a minute at most.
+    memory_rows: the latest rewards that are looked at. caution: standard errors by which the two decisions must differ.
+    reward_type: feedback whose number is what a decision earned. Without it a label says whether the decision was
+    right, and a wrong one costs `false_positive_cost` or `false_negative_cost`.
     """
 
     start: float = 0.5
@@ -106,8 +108,12 @@ class Threshold:
     step: float = 0.02
     band: float = 0.1
     every: int = 50
+    min_s: float = 60.0
     memory_rows: int = 1_000
     caution: float = 1.0
+    reward_type: str | None = None
+    false_positive_cost: float = 1.0
+    false_negative_cost: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.band > 0:
@@ -116,8 +122,9 @@ class Threshold:
             raise ConfigError(
                 f"policy.every must be 1 or more and at most policy.memory_rows, not {self.every}, {self.memory_rows}"
             )
-        if self.caution < 0:
-            raise ConfigError(f"policy.caution must be 0 or more, not {self.caution}")
+        for name in ("caution", "min_s", "false_positive_cost", "false_negative_cost"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ConfigError(f"policy.{name} must be 0 or more, and finite, not {getattr(self, name)}")
         self.layer()
 
     def layer(self) -> Layer:
@@ -125,14 +132,37 @@ class Threshold:
 
     def propensity(self, score: float, threshold: float) -> float:
         """Chance of the decision `above`."""
-        return min(max((score - threshold + self.band) / (2 * self.band), 0.0), 1.0)
+        return chance_above(score, threshold, self.band)
 
     def decide(self, decision_id: str, score: float, document: Document) -> tuple[bool, float]:
         """Whether the score counts as above the threshold, and the chance with which that was decided; the same for a
         request that is sent again."""
         chance = self.propensity(score, document.values["threshold"])
-        above = bucket(decision_id, f"threshold/{document.version}") < chance
-        return above, chance if above else 1 - chance
+        return drawn_above(decision_id, chance, str(document.version))
+
+    def wanted(self, rows: Sequence[Earned], threshold: float) -> tuple[float, str] | None:
+        """Where `rows` say that the threshold should be, at most a step from `threshold` and within the limits, and
+        why; None where they do not say that it should move."""
+        gain, error = marginal_gain([r for r in rows if abs(r.score - threshold) <= self.band])
+        if abs(gain) <= self.caution * error:
+            return None
+        share = min(1.0, abs(gain) / (2 * error)) if error else 1.0
+        limits = Limits(low=self.low, high=self.high, step=self.step)
+        value = limits.bound(threshold, threshold - float(np.sign(gain)) * self.step * share)
+        return None if value == threshold else (value, f"above earns {gain:+.3g} ± {error:.2g} more")
+
+
+def chance_above(score: float, threshold: float, band: float) -> float:
+    """Chance of the decision `above`: grows from 0 to 1 over the band around the threshold, and jumps without one."""
+    if band <= 0:
+        return float(score >= threshold)
+    return min(max((score - threshold + band) / (2 * band), 0.0), 1.0)
+
+
+def drawn_above(decision_id: str, chance: float, version: str) -> tuple[bool, float]:
+    """Whether the decision is `above`, and the chance with which it was made; the same each time."""
+    above = bucket(decision_id, f"threshold/{version}") < chance
+    return above, chance if above else 1 - chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +198,9 @@ class ThresholdLearner:
         return self.layer.current
 
     def _adapt(self) -> None:
-        settings, now = self.settings, self.layer.current.values["threshold"]
-        gain, error = marginal_gain([r for r in self.rows.values() if abs(r.score - now) <= settings.band])
-        if abs(gain) > settings.caution * error:
-            share = min(1.0, abs(gain) / (2 * error)) if error else 1.0
-            move = -np.sign(gain) * settings.step * share
-            self.layer.move({"threshold": now + move}, f"above earns {gain:+.3g} ± {error:.2g} more")
+        found = self.settings.wanted(list(self.rows.values()), self.layer.current.values["threshold"])
+        if found is not None:
+            self.layer.move({"threshold": found[0]}, found[1])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -212,7 +239,7 @@ class Weights:
     weights move a step towards it if users preferred it.
 
     start: of each feature that is added to the model's score. caution: standard errors by which the candidate must
-    have won.
+    have won. session_s, click_type: what of the feedback on a list counts, as of `rollout=interleave`.
     """
 
     start: Mapping[str, float]
@@ -221,6 +248,8 @@ class Weights:
     step: float = 0.1
     reach: float = 0.3
     sessions: int = 100
+    session_s: float = 1800.0
+    click_type: str | None = None
     caution: float = 1.0
     seed: int = 0
 
@@ -229,11 +258,30 @@ class Weights:
             raise ConfigError("policy.start is empty: name the features to weigh, such as policy.start.recency=0")
         if not self.reach > 0 or self.sessions < 1 or self.caution < 0:
             raise ConfigError("policy.reach must be above 0, policy.sessions 1 or more, and policy.caution 0 or more")
+        if not 0 < self.session_s < np.inf:
+            raise ConfigError(f"policy.session_s must be above 0 seconds, and finite, not {self.session_s}")
         self.layer()
 
     def layer(self) -> Layer:
         limits = Limits(low=self.low, high=self.high, step=self.step)
         return Layer(self.start, dict.fromkeys(self.start, limits))
+
+    def towards(self, values: Mapping[str, float], duel: int, distance: float) -> dict[str, float]:
+        """Weights that far from `values` in the direction of a duel, within the limits. Directions are uniform, and of
+        the number of the duel, so that every process has the same."""
+        drawn = numpy_generator(self.seed, "duel", duel).normal(size=len(self.start))
+        drawn /= np.linalg.norm(drawn)
+        return {
+            name: float(np.clip(values[name] + distance * d, self.low, self.high))
+            for name, d in zip(self.start, drawn, strict=True)
+        }
+
+    def verdict(self, wins: Wins) -> bool | None:
+        """Whether users prefer the candidate (counted as the challenger); None while sessions are missing."""
+        decided = wins.challenger + wins.champion
+        if decided < self.sessions:
+            return None
+        return bool(wins.challenger - wins.champion > self.caution * np.sqrt(decided))
 
 
 class WeightsLearner:
@@ -245,30 +293,18 @@ class WeightsLearner:
         self.wins, self.duel = Wins(), 0
 
     @property
-    def direction(self) -> np.ndarray:
-        """(W,) unit vector; of the number of the duel, so that every process has the same."""
-        drawn = numpy_generator(self.settings.seed, "duel", self.duel).normal(size=len(self.settings.start))
-        return drawn / np.linalg.norm(drawn)
-
-    @property
     def candidate(self) -> dict[str, float]:
-        return self._towards(self.settings.reach)
-
-    def _towards(self, distance: float) -> dict[str, float]:
-        low, high, now = self.settings.low, self.settings.high, self.layer.current.values
-        return {
-            name: float(np.clip(now[name] + distance * d, low, high))
-            for name, d in zip(self.settings.start, self.direction, strict=True)
-        }
+        return self.settings.towards(self.layer.current.values, self.duel, self.settings.reach)
 
     def learn(self, credit: int) -> Document:
         """The document in force after one more session, which the candidate has won (1), lost (-1) or neither (0)."""
         self.wins = self.wins.add(credit)
-        decided = self.wins.challenger + self.wins.champion
-        if decided >= self.settings.sessions:
-            if self.wins.challenger - self.wins.champion > self.settings.caution * np.sqrt(decided):
-                reason = f"won {self.wins.challenger} of {decided} sessions"
-                self.layer.move(self._towards(self.settings.step), reason)
+        won = self.settings.verdict(self.wins)
+        if won is not None:
+            if won:
+                reason = f"won {self.wins.challenger} of {self.wins.challenger + self.wins.champion} sessions"
+                wanted = self.settings.towards(self.layer.current.values, self.duel, self.settings.step)
+                self.layer.move(wanted, reason)
             self.wins, self.duel = Wins(), self.duel + 1
         return self.layer.current
 

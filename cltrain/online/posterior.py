@@ -40,6 +40,11 @@ class Sums:
         """(A,) mean reward; 0 where there is none."""
         return self.moment[:, 0] / np.maximum(self.weight, 1e-12)
 
+    @property
+    def zero_or_one(self) -> bool:
+        """Whether no reward but 0 and 1 can have been seen: only of those are the squares the rewards."""
+        return bool(np.allclose(self.square, self.moment[:, 0], rtol=1e-9, atol=1e-9))
+
     def noise(self) -> float:
         """Standard deviation of rewards within arms, pooled; 1 while fewer than two rewards are known of some arm."""
         freedom = np.maximum(self.weight - 1, 0).sum()

@@ -6,6 +6,7 @@ Each commit adds one row and never changes one, so the rows are the history. Who
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
@@ -23,6 +24,8 @@ from cltrain.registry.versions import ROLLED_BACK, WITHDRAWN
 
 SHADOW = "shadow"
 STAGING = -1
+ADAPTER = "policy"  # who commits what the policy layer learns
+_NUMBER = re.compile("[1-9][0-9]{0,17}")
 Status = Literal["running", "promoted", "rolled_back", "stopped"]
 
 
@@ -51,12 +54,14 @@ class Trial:
 class Deployment:
     """roles: version by role; champion and previous are the registry's aliases, others such as challenger and shadow
     exist only here. shares: of units by role, champion first; they add up to 1. salt: of the assignment, one for each
-    experiment. policy: version of the policy layer. epoch: grows by one with each change of what serves."""
+    experiment. policy: version of the policy layer, which is the epoch that it came in with; document: what it says.
+    epoch: grows by one with each change of what serves."""
 
     roles: Json
     shares: Json
     salt: str = ""
     policy: str | None = None
+    document: Json = field(default_factory=dict)
     roll_out: Trial | None = None
     epoch: int = 0
     at: datetime | None = None
@@ -97,7 +102,9 @@ class Deployments:
         with self._registry.store.reading() as session:
             return self._current(session)
 
-    def commit(self, record: Deployment, *, expected_epoch: int, by: str | None = None, reason: str) -> Deployment:
+    def commit(
+        self, record: Deployment, *, expected_epoch: int, by: str | None = None, reason: str, action: str = "deploy"
+    ) -> Deployment:
         """Make `record` the desired state, and return it with its epoch. In the same transaction the aliases move where
         it names another champion, and a version whose roll-out is rolled back is tagged so. Raises `ConflictError`
         unless the epoch is `expected_epoch`: somebody else was first."""
@@ -116,8 +123,10 @@ class Deployments:
                 record = replace(record, roles={**record.roles, **roles})
             trial = record.roll_out
             about: Json = {"roles": record.roles, "shares": record.shares, "epoch": record.epoch, "reason": reason}
-            subject = trial.version if trial else record.champion
-            entry = audit.append(session, "deploy", model=self._model, subject=subject, by=by, details=about)
+            if record.policy != now.policy or record.document != now.document:
+                about |= {"policy": record.policy, "document": record.document, "before": now.policy}
+            subject = trial.version if trial and action == "deploy" else record.champion
+            entry = audit.append(session, action, model=self._model, subject=subject, by=by, details=about)
             record = replace(record, at=entry.at, by=entry.by)
             if trial is not None and trial.status == "rolled_back" and now.running is not None:
                 said = {"model": self._model, "version": trial.version, "at": entry.at, "by": entry.by}
@@ -135,17 +144,70 @@ class Deployments:
             )
             return record
 
-    def history(self, last: int = 100) -> list[Deployment]:
-        """The last commits, oldest first."""
+    def set_policy(
+        self, document: Json, *, expected_epoch: int | None = None, by: str | None = None, reason: str
+    ) -> Deployment:
+        """Put a new document of the policy layer in force, whatever the model is; its version is the epoch that it
+        comes in with, and its `parent` the version before it. Raises `ConflictError` as `commit` does, and where
+        nothing serves yet."""
+        now = self.current()
+        self._require_champion(now)
+        epoch = now.epoch if expected_epoch is None else expected_epoch
+        version = str(epoch + 1)
+        document = {**document, "version": version, "parent": now.policy, "reason": reason}
+        record = replace(now, policy=version, document=document)
+        return self.commit(record, expected_epoch=epoch, by=by, reason=reason, action="policy")
+
+    def rollback_policy(
+        self, version: str | None = None, *, expected_epoch: int | None = None, by: str | None = None, reason: str
+    ) -> Deployment:
+        """Put an earlier document back in force, or the parent of the present one, which is none at all for the first
+        one. It is `held`: nothing adapts it until another is put in force. Raises `ConfigError` where there is none to
+        go back to."""
+        now = self.current()
+        self._require_champion(now)
+        if version is None:
+            if now.policy is None:
+                raise ConfigError(f"{self._model} has no policy in force to roll back")
+            version = now.document.get("parent")
+        document: Json = {} if version is None else self._policy(version)
+        record = replace(now, policy=version, document={**document, "held": True})
+        epoch = now.epoch if expected_epoch is None else expected_epoch
+        return self.commit(record, expected_epoch=epoch, by=by, reason=reason, action="policy")
+
+    def policies(self, last: int = 1000) -> list[Json]:
+        """The documents that were in force in the last commits, oldest first, as they came in."""
+        found: dict[str, Json] = {}
+        for one in self.history(last):
+            if one.policy is not None and one.document:
+                found.setdefault(one.policy, one.document)
+        return list(found.values())
+
+    def _policy(self, version: str) -> Json:
+        with self._registry.store.reading() as session:
+            row = session.get(DeploymentRow, (self._model, int(version))) if _NUMBER.fullmatch(version) else None
+            if row is not None and row.record.get("policy") == version:
+                return dict(row.record["document"])
+        known = ", ".join(one["version"] for one in self.policies()[-20:]) or "none yet"
+        raise ConfigError(f"{self._model} has had no policy version {version!r}; it has had: {known}")
+
+    def _require_champion(self, now: Deployment) -> None:
+        if now.champion is None:
+            raise ConflictError(f"{self._model} has no champion yet, so there is nothing to decide by")
+
+    def history(self, last: int = 100, but_by: str | None = None) -> list[Deployment]:
+        """The last commits, oldest first; without those of somebody who commits often."""
         with self._registry.store.reading() as session:
             here = select(DeploymentRow).where(DeploymentRow.model == self._model)
+            if but_by is not None:
+                here = here.where(DeploymentRow.by != but_by)
             rows = session.scalars(here.order_by(DeploymentRow.epoch.desc()).limit(last)).all()
             return [from_json(Deployment, row.record) for row in reversed(rows)]
 
     def trials(self, last: int = 1000) -> list[Trial]:
         """Roll-outs of the last commits as they ended, or as they stand, oldest first."""
         found: dict[str, Trial] = {}
-        for one in self.history(last):
+        for one in self.history(last, but_by=ADAPTER):
             if one.roll_out is not None:
                 found[one.roll_out.id] = one.roll_out
         running = self.current().running
@@ -189,5 +251,6 @@ class Deployments:
             roles={role: aliases[role].version for role in (CHAMPION, PREVIOUS) if role in aliases},
             shares={CHAMPION: 1.0} if CHAMPION in aliases else {},
             policy=last.policy if last else None,
+            document=last.document if last else {},
             epoch=moved,
         )

@@ -15,6 +15,7 @@ from cltrain.registry.ancestry import Ancestry
 from cltrain.registry.annotations import Annotations
 from cltrain.registry.approvals import Approvals
 from cltrain.registry.base import CHALLENGER, CHAMPION, PREVIOUS
+from cltrain.registry.permissions import Permissions
 from cltrain.registry.snapshots import index_snapshots
 from cltrain.registry.store import Store
 from cltrain.registry.tables import DependencyRow, SettingsRow, VersionRow
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-class Registry(Aliases, Ancestry, Approvals, Annotations):
+class Registry(Aliases, Ancestry, Approvals, Permissions, Annotations):
     """All that is known of one `model` in a store. Every method is one transaction."""
 
     def versions(self, last: int | None = None, before: str | None = None) -> list[VersionRecord]:

@@ -22,6 +22,9 @@ class Tracker:
     def working(self, window: str, stage: str) -> None:
         """`stage` of the round of `window` begins."""
 
+    def alert(self, title: str, text: str) -> None:
+        """People should know of this, such as that a version awaits their approval."""
+
     def finished(self, round_: Round) -> None:
         """A round has ended."""
 
@@ -43,6 +46,9 @@ class Trackers(Tracker):
 
     def working(self, window: str, stage: str) -> None:
         self._tell(lambda tracker: tracker.working(window, stage))
+
+    def alert(self, title: str, text: str) -> None:
+        self._tell(lambda tracker: tracker.alert(title, text))
 
     def finished(self, round_: Round) -> None:
         self._tell(lambda tracker: tracker.finished(round_))

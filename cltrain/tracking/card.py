@@ -35,6 +35,7 @@ def render(review: Review, *, shared_script: bool = False) -> str:
         tests=[text.finding(f) for f in sorted(review.card.findings, key=lambda f: (f.passed, f.kind))],
         transfer=text.transfer(review),
         spots=[text.spot(s) for s in review.card.spots],
+        moved=text.moved(review.card.drift),
         facts=text.facts(review),
         signed=text.sign_offs(review.approval),
         charts=dict.fromkeys(("differences", "reliability", "transfer", "importance")) | drawn,

@@ -14,6 +14,7 @@ from cltrain.tracking.review import Change, Review, label_of, newest_and_past, o
 SIGNS = {"better": "good", "worse": "bad", "unsure": "", "same": ""}
 SAID = {"better": "better", "worse": "worse", "unsure": "not certain", "same": "the same"}
 SAID_OF_ALL = ("new window", "past windows")
+FEATURES = 12  # of which it is told how far they moved
 MOST = 6  # lines in a list of what changed
 LOSSES = ("log_loss", "squared_error", "loss")
 MEANS = {
@@ -175,7 +176,8 @@ def sets(card: ReportCard) -> list[Json]:
             for name, value in c.challenger.items()
             if name != "rows"
         ]
-        title = {"window": "On the new window", "past": "On past windows"}.get(c.name, c.name)
+        named = {"window": "On the new window", "past": "On past windows", "golden": "On the golden set"}
+        title = named.get(c.name, c.name)
         flips = None if not c.flips else {k: _percent(v) for k, v in c.flips.items()}
         tables.append({"title": title, "rows": count(c.rows), "lines": lines, "flips": flips})
     return tables
@@ -266,6 +268,32 @@ def spot(s: Mapping[str, Any]) -> Json:
             for who in ("challenger", "champion")
         },
         "worse": len(sides) == 2 and (sides["challenger"].get("loss") or 0) > (sides["champion"].get("loss") or 0),
+    }
+
+
+def moved(of: Mapping[str, Any]) -> Json | None:
+    """What the version was trained on beside the version before it, as a table of features."""
+    before = of.get("before")
+    if not before:
+        return None
+    said = {"mean": "standard deviations of its mean", "share": "of the rows have another value"}
+    nulls = of.get("nulls") or {}
+    lines = [
+        {
+            "name": f["feature"],
+            "distance": f"{f['distance']:.3f}" if f["kind"] == "mean" else _percent(f["distance"]),
+            "of": said.get(f["kind"], f["kind"]),
+            "nulls": _percent(nulls.get(f["feature"])),
+        }
+        for f in (of.get("distances") or ())[:FEATURES]
+    ]
+    return {
+        "rows": count(of.get("rows")),
+        "before": count(before.get("rows")),
+        "lines": lines,
+        "left_out": max(0, len(of.get("distances") or ()) - FEATURES),
+        "new": ", ".join(of.get("new") or ()),
+        "gone": ", ".join(of.get("gone") or ()),
     }
 
 

@@ -34,7 +34,7 @@ TRAINED = (
     "loss",
     "parameters",
 )
-SAID = {"window": "new window", "past": "past windows"}
+SAID = {"window": "new window", "past": "past windows", "golden": "the golden set"}
 
 
 @dataclass(frozen=True, kw_only=True)

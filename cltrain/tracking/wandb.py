@@ -62,6 +62,11 @@ class Wandb(Tracker):
                 for i in range(len(rounds)):
                     self._log(i)
 
+    def alert(self, title: str, text: str) -> None:
+        if self._run is not None:
+            with self._quitting_on_error(), _no_warnings():
+                self._run.alert(title=title, text=text)
+
     def finished(self, round_: Round) -> None:
         self._rounds.append(round_)
         if self._run is not None:

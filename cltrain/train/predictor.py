@@ -45,6 +45,11 @@ class Predictor:
     def size_bytes(self) -> int:
         return sum(value.numel() * value.element_size() for value in self.state.weights.values())
 
+    def rows_at_once(self, table: pa.Table) -> int:
+        """How many rows of such a table the model takes at once; `score` of slices that begin at multiples of it gives
+        the bits of `score` of the whole."""
+        return self.state.encoder(table.slice(0, 1)).rows_at_once
+
     def outputs(self, table: pa.Table) -> tuple[Tensor, Batch]:
         """Raw outputs (N, outputs) for a table of events, and the table as tensors."""
         batch = self.state.encoder(table)

@@ -19,6 +19,7 @@ from cltrain.methods import MethodState
 from cltrain.models.adapter import folded, joined, split
 from cltrain.records import Cursor, from_json, to_json
 from cltrain.storage import Storage, digest_bytes, digest_json, read_arrow
+from cltrain.train.golden import Golden
 
 FORMAT = 1
 
@@ -48,8 +49,8 @@ class State:
         return self.weights if self.adapter is None else folded(self.weights, self.adapter["alpha"])
 
 
-def save_state(state: State, storage: Storage, prefix: str) -> str:
-    """Write the state below `prefix/` and return the digest of its weights (of an
+def save_state(state: State, storage: Storage, prefix: str, golden: Golden | None = None) -> str:
+    """Write the state below `prefix/`, with its golden batch if it has one, and return the digest of its weights (of an
     adapted model, of its base and of what lies over it). `state.json`, which has the digests of the
     other files, is written last: a folder without it is not a state."""
     files: dict[str, str] = {}
@@ -70,6 +71,8 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
     flat = {f"{slot}/{name}": value for slot, named in state.method.tensors.items() for name, value in named.items()}
     put("method.safetensors", st.save(_plain(flat)))
     put("encoder.json", json.dumps(state.encoder.to_json()).encode())
+    if golden is not None:
+        put("golden.json", json.dumps(golden.to_json()).encode())
     if state.method.memory is not None:
         name = f"{prefix}/memory.arrow"
         with storage.writing(name) as path:
@@ -88,6 +91,16 @@ def save_state(state: State, storage: Storage, prefix: str) -> str:
             **({} if base is None else {"adapter": state.adapter, "base": base}),
         },
     )
+    return _weights_digest(files, base)
+
+
+def weights_digest(storage: Storage, prefix: str) -> str:
+    """What `save_state` returned for this state, as its `state.json` has it."""
+    about = storage.read_json(f"{prefix}/state.json")
+    return _weights_digest(about["files"], about.get("base"))
+
+
+def _weights_digest(files: Mapping[str, str], base: str | None) -> str:
     digest = files["weights.safetensors"]
     return digest if base is None else digest_json([base, digest])
 
@@ -147,6 +160,17 @@ def load_state(storage: Storage, prefix: str, only_weights: bool = False) -> Sta
         adapter=about.get("adapter"),
         base=base,
     )
+
+
+def load_golden(storage: Storage, prefix: str) -> Golden | None:
+    """The golden batch of a state, None where it was saved without one. Raises `DigestError` if it was altered."""
+    files = storage.read_json(f"{prefix}/state.json")["files"]
+    if "golden.json" not in files:
+        return None
+    data = storage.read(f"{prefix}/golden.json")
+    if digest_bytes(data) != files["golden.json"]:
+        raise DigestError(f"{storage.path(prefix)}/golden.json was altered: its digest is not the recorded one")
+    return Golden.from_json(json.loads(data))
 
 
 def schema_from_json(value: Mapping[str, Any]) -> Schema:

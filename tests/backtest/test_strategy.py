@@ -97,6 +97,7 @@ def test_settings_say_what_is_wrong() -> None:
         ({"period": "weekly"}, "backtest.period: 'weekly' is not a duration"),
         ({"stop_margin": 0.0}, "backtest.stop_margin must be a share above 0"),
         ({"watts": -1.0}, "backtest.watts must be 0 or more"),
+        ({"budget": 0.0}, "backtest.budget must be a share of row visits above 0"),
         ({"block": 0}, "backtest.block must be 1"),
         ({"cache_gib": 0.0}, "backtest.cache_gib must be above 0"),
     ):

@@ -48,6 +48,15 @@ def test_the_choice_is_the_cheapest_that_is_no_worse() -> None:
     assert judgement(margin=0.1).choose(lines) == 3
 
 
+def test_the_choice_within_a_budget_is_the_best() -> None:
+    lines = [*always(), line(2, "cheap", 0.481, 1_000), line(3, "cheaper", 0.50, 500), line(4, "best", 0.46, 9_000)]
+    assert judgement(budget=0.25).choose(lines) == 2, "a quarter of the present settings"
+    assert judgement(budget=0.05, no_worse_than="baseline").choose(lines) == 2
+    assert judgement(budget=0.5, no_worse_than="baseline").choose(lines) == 4
+    assert judgement(budget=0.001, no_worse_than="baseline").choose(lines) == 0, "nothing keeps to it"
+    assert judgement(budget=0.25).judge(lines)["budget"] == 0.25
+
+
 def test_what_was_given_up_or_failed_or_cannot_be_compared_is_in_no_ranking() -> None:
     odd = line(5, "odd", 0.1, 10)
     odd["periods"]["rows"] = [7] * RANKED

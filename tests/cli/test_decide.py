@@ -68,3 +68,30 @@ def test_tags_and_notes(registry: Registry, add: Add, call: Call, call_json: Cal
     assert "bob: looks [odd]" in call("note", "1.0", "looks [odd]", "--by", "bob").output
     assert [n["text"] for n in call_json("note", "1.0", "again")["notes"]] == ["looks [odd]", "again"]
     assert call("note", "1.0", " ").exit_code == 2
+
+
+def test_people_say_yes_or_no_to_what_is_no_version(
+    registry: Registry, add: Add, call: Call, call_json: CallJson
+) -> None:
+    registry.promote(add(), reason="first")
+    add("1.0")
+    add("1.0")
+    assert "nothing awaits an answer" in call("waiting").output
+    registry.ask("1.2")
+    registry.ask_for("retrain/7", why="a window ended")
+    registry.ask_for("rollback/canary-1.1-5", why="errors", version="1.1")
+    assert [(w["subject"], w["why"]) for w in call_json("waiting")["waiting"]] == [
+        ("1.2", "1 more"),
+        ("retrain/7", "a window ended"),
+        ("rollback/canary-1.1-5", "errors"),
+    ]
+    said = call_json("approve", "retrain/7", "--by", "ann", "--comment", "fine")
+    assert (said["state"], said["by"], said["comment"]) == ("approved", "ann", "fine")
+    answer = call("approve", "rollback/canary-1.1-5", "--by", "ann")
+    assert "rollback/canary-1.1-5 is approved: ranker:1.1 is withdrawn" in answer.output
+    assert registry.version("1.1").stage == "withdrawn"
+    registry.ask_for("retrain/8", why="a window ended")
+    assert "retrain/8 is rejected" in call("reject", "retrain/8", "--by", "bob").output
+    assert "1.2: 1 more" in call("waiting").output
+    assert "nobody asked for retrain/9" in call("approve", "retrain/9").stderr
+    assert "leave out --role" in call("approve", "retrain/7", "--role", "risk").stderr

@@ -9,13 +9,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cltrain.assemble import open_store
 from cltrain.cluster.local import LocalRunner
+from cltrain.cluster.score import FOLDER
 from cltrain.cluster.warm import WarmGroup
+from cltrain.data.snapshot import read_rows
 from cltrain.errors import UpdateError
+from cltrain.evaluate.spread import Rows, ScoreRequest
 from cltrain.records import UpdateRequest
+from cltrain.storage import Storage
 from cltrain.train.state import load_state
 from tests.cluster.under_way import EVERY, of_many_steps, standing, train_workers, wait_for_steps
 
@@ -30,6 +35,7 @@ def test_two_workers_match_one_process_and_stay_warm(ray_session: None, request_
             group.update(replace(request, number=1, parent="states/nowhere"))
         together = group.update(replace(request, number=2, seed=7))
         again = group.update(replace(request, number=3, seed=7))
+        assert_workers_score_as_one_process_does(group, request)
         assert_a_killed_worker_costs_one_interval_at_most(group, replace(of_many_steps(request), number=4))
     finally:
         group.close()
@@ -44,6 +50,25 @@ def test_two_workers_match_one_process_and_stay_warm(ray_session: None, request_
     fisher = theirs.method.tensors["fisher"]
     assert all((ours.method.tensors["fisher"][n] - f).abs().max() < 1e-4 for n, f in fisher.items())
     assert ours.method.memory.equals(theirs.method.memory)
+
+
+def assert_workers_score_as_one_process_does(group: WarmGroup, request: UpdateRequest) -> None:
+    """Bit for bit, also where one of them is killed meanwhile: the command is done again."""
+    assert request.parent is not None
+    rows = read_rows(Storage(group.root), request.snapshot.digest).num_rows
+    windows = tuple(Rows(window=i, snapshot=request.snapshot.digest, count=rows) for i in range(600))
+    few, many = (ScoreRequest(state=request.parent, windows=windows[:count]) for count in (3, len(windows)))
+    alone = LocalRunner(root=group.root).score(few)[0]
+    with ThreadPoolExecutor(1) as threads:
+        found = group.score(few)
+        disturbed = threads.submit(group.score, many)
+        time.sleep(0.3)
+        os.kill(min(train_workers(os.getpid())), signal.SIGKILL)
+        found |= disturbed.result(timeout=180)
+    assert found.keys() == set(range(len(windows)))
+    for column in ("predictions", "target", "losses"):
+        assert all(np.array_equal(getattr(one, column), getattr(alone, column)) for one in found.values())
+    assert not Storage(group.root).names(FOLDER)
 
 
 def assert_a_killed_worker_costs_one_interval_at_most(group: WarmGroup, request: UpdateRequest) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,23 @@ def test_what_is_on_the_card(versions: tuple[Predictor, Predictor]) -> None:
     assert card.size_bytes > 0
     again = LIGHT.card(*versions, windows, seed=0)
     assert (again.comparisons, again.transfer) == (card.comparisons, card.transfer)
+
+
+def test_the_golden_set_is_the_same_rows_for_every_version_to_come(versions: tuple[Predictor, Predictor]) -> None:
+    windows = [(i, events(rows, seed=10 + i)) for i, rows in enumerate((0, 400, 80, 50, 70, 90, 110))]
+    golden = replace(LIGHT, golden_windows=2, past_windows=2)
+    found = []
+    for end in range(2, len(windows) + 1):
+        card = golden.card(*versions, windows[:end], seed=0)
+        found.append({c.name: c for c in card.comparisons}.get("golden"))
+        names = [c.name for c in LIGHT.card(*versions, windows[:end], seed=0).comparisons]
+        assert "golden" not in names
+    assert found[:2] == [None, None], "not before both of them are past"
+    assert {c.rows for c in found[2:]} == {300 + 80}, "more of each than of other past windows"
+    assert len({c.challenger["log_loss"] for c in found[2:]}) == 1
+    asked = [i for i, _ in golden.windows(windows)]
+    assert asked == sorted(set(asked))
+    assert asked[:2] == [1, 2]
 
 
 def test_a_version_against_itself_is_a_tie(versions: tuple[Predictor, Predictor]) -> None:

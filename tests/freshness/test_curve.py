@@ -85,7 +85,7 @@ def test_an_exponential_has_its_half_life() -> None:
 @pytest.mark.parametrize(
     ("curve", "noise", "reason"),
     [
-        (np.zeros(6), 0.01, "no loss with age can be told from chance"),
+        (np.zeros(6), 0.01, "no loss with age beyond chance"),
         (0.01 * np.array(AGES), 0.001, "may still grow at age 16"),
         (0.1 * (np.array(AGES) > 0), 0.001, "all that is lost is lost by age 1"),
     ],

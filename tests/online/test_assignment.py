@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cltrain.errors import ConfigError
+from cltrain.online.ab import difference
 from cltrain.online.assignment import arm_of, bucket, check_shares, is_held_out
+from cltrain.online.moments import moments_of
 
 UNITS = [f"user-{i}" for i in range(20_000)]
 
@@ -29,6 +31,23 @@ def test_two_experiments_in_layers_are_independent() -> None:
     two = np.array([arm_of(u, "price", {"a": 0.8, "b": 0.2}) == "b" for u in UNITS])
     table = [[np.sum(one & two), np.sum(one & ~two)], [np.sum(~one & two), np.sum(~one & ~two)]]
     assert stats.chi2_contingency(table).pvalue > 0.01
+
+
+def test_what_one_experiment_does_is_not_seen_in_the_other() -> None:
+    """Two at once, over the same 20,000 units: each finds its own effect, and nothing of the other's, which with one
+    salt for both would be taken for its own."""
+    rng = np.random.default_rng(0)
+
+    def z(salts: tuple[str, str], effects: tuple[float, float]) -> np.ndarray:
+        arms = [np.array([arm_of(u, salt, {"a": 0.5, "b": 0.5}) == "b" for u in UNITS]) for salt in salts]
+        y = sum(effect * arm for effect, arm in zip(effects, arms, strict=True)) + rng.normal(size=len(UNITS))
+        found = [difference([moments_of(y[~arm])], [moments_of(y[arm])]) for arm in arms]
+        return np.array([(estimate - effect) / error for (estimate, error), effect in zip(found, effects, strict=True)])
+
+    both = np.array([z((f"ranker-{i}", f"price-{i}"), (0.5, 0.0)) for i in range(12)])
+    assert np.abs(both.mean(axis=0)).max() < 3.5 / 12**0.5
+    assert np.abs(both).max() < 4
+    assert z(("same", "same"), (0.5, 0.0))[1] > 20
 
 
 def test_a_ramp_only_adds_units_of_the_champion() -> None:

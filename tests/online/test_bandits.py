@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 
 from cltrain.errors import ConfigError, DataError
 from cltrain.online.bandits import UCB, EpsilonGreedy, LinearThompson, LinUCB, Policy, Thompson
-from cltrain.online.learning import Bandit, Outcome
+from cltrain.online.learning import Bandit, Outcome, Snapshot
 from cltrain.online.posterior import Sums, best_of_betas, best_of_normals
 from cltrain.online.simulator import Feedback, try_bandit
 
@@ -98,6 +99,45 @@ def test_snapshots_do_not_change_and_have_names_of_their_own() -> None:
     assert before.version == version != learner.snapshot().version
     assert (before.propensities() == chances).all()
     assert Bandit(Thompson(explore=0.1), list("abc")).snapshot().version != version
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_snapshot_is_read_back_as_it_was_and_an_altered_one_is_not(policy: Policy) -> None:
+    learner = bandit(policy)
+    learner.learn(outcomes(50))
+    snapshot = learner.snapshot()
+    written = json.loads(json.dumps(snapshot.to_json()))
+    again = Snapshot.from_json(policy, written)
+    assert again.version == snapshot.version
+    assert again.choose("request", (0.5, 0.5)) == snapshot.choose("request", (0.5, 0.5))
+    with pytest.raises(DataError, match="altered"):
+        Snapshot.from_json(policy, {**written, "arms": ["a", "b", "z"]})
+    with pytest.raises(ConfigError, match="is of"):
+        Snapshot.from_json(Thompson(explore=0.5), written)
+
+
+def test_rewards_of_0_and_1_are_told_from_others() -> None:
+    rows, auto = outcomes(60), bandit(Thompson())
+    auto.learn(rows)
+    binary, numeric = bandit(Thompson(reward="binary")), bandit(Thompson(reward="numeric"))
+    binary.learn(rows)
+    assert auto.snapshot().propensities().tolist() == binary.snapshot().propensities().tolist()
+    more = [dataclasses.replace(row, decision_id=f"n{i}", reward=-0.3) for i, row in enumerate(rows)]
+    auto.learn(more)
+    numeric.learn(rows + more)
+    assert auto.snapshot().propensities() == pytest.approx(numeric.snapshot().propensities())
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_whether_an_arm_is_the_best_is_known_whatever_the_policy(policy: Policy) -> None:
+    learner = bandit(policy)
+    assert learner.snapshot().best() == pytest.approx(np.full(3, 1 / 3), abs=1e-6)
+    rows = [dataclasses.replace(row, reward=float(row.reward * (row.arm != "b"))) for row in outcomes(300)]
+    learner.learn([dataclasses.replace(row, reward=1.0) if row.arm == "c" else row for row in rows])
+    best = learner.snapshot().best()
+    assert best.sum() == pytest.approx(1)
+    assert best[2] > 0.999
+    assert best[1] < 1e-6
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -188,7 +228,9 @@ def test_settings_out_of_range_name_the_fix(make, message: str) -> None:
 
 @pytest.mark.parametrize("bad", [Outcome(decision_id="1", decided_at=1, arm="a", reward=2.0), outcomes(1)[0]])
 def test_what_cannot_be_learned_from_is_refused_whole(bad: Outcome) -> None:
-    learner = Bandit(Thompson(), ["a", "b"]) if bad.reward > 1 else Bandit(LinUCB(), ["a", "b"], features=3)
+    learner = (
+        Bandit(Thompson(reward="binary"), ["a", "b"]) if bad.reward > 1 else Bandit(LinUCB(), ["a", "b"], features=3)
+    )
     with pytest.raises(DataError):
         learner.learn([bad])
     assert learner.counts["learned"] == 0

@@ -40,6 +40,26 @@ def test_a_ratio_has_the_variance_that_resampling_units_gives() -> None:
     assert ratio_moments(np.array([]), np.array([])) == Moments()
 
 
+def test_a_ratio_of_before_takes_variance_out_of_a_ratio() -> None:
+    """The error is that of resampling units, who come more or less often; a third of them was not there before."""
+    generator = np.random.default_rng(0)
+    n = 600
+    habit, rows, before = generator.normal(size=n), generator.integers(1, 9, n), generator.integers(1, 9, n)
+    y, x = (k * habit + generator.normal(size=n) * k**0.5 for k in (rows, before))
+    known = np.arange(n) % 3 > 0
+    p, q = np.where(known, x, 0.0), np.where(known, before, 0)
+    found = ratio_moments(y, rows, (p, q))
+    theta = found.xy / found.xx
+    variance = (found.yy - 2 * theta * found.xy + theta**2 * found.xx) / (n - 1) / n
+    take = generator.integers(0, n, (4_000, n))
+    again = y[take].sum(1) / rows[take].sum(1) - theta * p[take].sum(1) / q[take].sum(1)
+    assert variance**0.5 == pytest.approx(again.std(), rel=0.06)
+    assert variance < 0.7 * found.variance / n
+    assert found.x == pytest.approx(p.sum() / q.sum())
+    alone = ratio_moments(y, rows, (np.zeros(n), np.zeros(n)))
+    assert alone == ratio_moments(y, rows)
+
+
 def test_events_are_added_up_by_unit() -> None:
     assert by_unit(["b", "a", "b"], np.array([1.0, 2.0, 3.0])).tolist() == [2.0, 4.0]
 

@@ -24,6 +24,7 @@ def test_offline_in_a_process_of_its_own(tmp_path):
     from cltrain.tracking.wandb import Wandb
     rounds, tracker = history(8), Wandb(mode="auto")
     tracker.start(run_info({str(tmp_path / "run")!r}), rounds[:2])
+    tracker.alert("an update awaits approval", "cltrain approve retrain/7")
     for r in rounds[2:]:
         tracker.finished(r)
     tracker.close(rounds, summary(rounds))
@@ -47,7 +48,7 @@ def test_offline_in_a_process_of_its_own(tmp_path):
     assert done.stderr == ""
     loop, measured = sorted((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime)
     for file, said in (
-        (loop, (b"v-1-4", b"prequential/log_loss", b"loop", b"cltrain")),
+        (loop, (b"v-1-4", b"prequential/log_loss", b"loop", b"cltrain", b"cltrain approve retrain/7")),
         (measured, (b"freshness/curve", b"freshness/curve_chart", b"final/recommended_every")),
     ):
         kept = file.read_bytes()

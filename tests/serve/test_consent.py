@@ -1,0 +1,87 @@
+"""A version that fails in traffic: what is done by itself, what waits for people, and what they are only told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cltrain.registry import Registry, Store
+from cltrain.registry.deployment import Deployments
+from serve.controller import Controller, begin
+from serve.rollout import Action, Canary
+from tests.versions import registered
+
+
+def trial_of(tmp_path: Path, **approval: Any) -> Registry:
+    """A canary of 1.1 runs, which the strategy with `approval` made."""
+    registry = Registry(Store(root=str(tmp_path)), "ranker")
+    for index, parent in enumerate((None, "1.0")):
+        registered(registry, index, parent, settings={"approval": approval}, weights_digest=str(index))
+    registry.promote("1.0", reason="first")
+    begin(Deployments(registry), Canary(), "1.1", by="loop", reason="better")
+    return registry
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Registry], list[Any]]:
+    """Looks twice, and guardrails have found errors; the actions, and how the roll-out ended as `on_end` was told."""
+    monkeypatch.setattr("serve.controller.decide", lambda *_: Action("roll_back", "errors: 9 % of requests"))
+
+    def look(registry: Registry) -> list[Any]:
+        told: list[Any] = []
+        controller = Controller(registry, replicas=1, on_end=lambda trial: told.append(trial.status))
+        done = [controller.look(), controller.look()]
+        return [action.do if action else None for action in done] + told
+
+    return look
+
+
+def test_by_default_it_is_withdrawn_at_once(tmp_path: Path, failing: Callable[[Registry], list[Any]]) -> None:
+    registry = trial_of(tmp_path)
+    assert failing(registry) == ["roll_back", None, "rolled_back"]
+    assert registry.version("1.1").stage == "withdrawn"
+    assert Deployments(registry).refused("1.1") == "errors: 9 % of requests"
+
+
+@pytest.mark.parametrize(("answer", "stage"), [("permit", "withdrawn"), ("refuse", "validated")])
+def test_it_has_no_traffic_and_people_say_whether_it_is_withdrawn(
+    tmp_path: Path, failing: Callable[[Registry], list[Any]], answer: str, stage: str
+) -> None:
+    registry = trial_of(tmp_path, roll_back="approve")
+    assert failing(registry) == ["stop", None, "stopped"]
+    deployments = Deployments(registry)
+    assert deployments.current().shares == {"champion": 1.0}
+    assert deployments.refused("1.1") is None
+    assert registry.version("1.1").stage == "validated"
+    (asked,) = registry.permissions("awaiting")
+    assert (asked.version, asked.why) == ("1.1", "errors: 9 % of requests")
+    assert f"cltrain approve {asked.subject}" in deployments.history()[-1].reason
+    getattr(registry, answer)(asked.subject, "alice", "looked at the requests")
+    assert registry.version("1.1").stage == stage
+    assert (deployments.refused("1.1") is None) == (answer == "refuse")
+    assert (registry.audit_log()[-1]["by"], registry.audit_log()[-1]["subject"]) == ("alice", asked.subject)
+
+
+def test_no_answer_withdraws_it_where_that_is_the_policy(
+    tmp_path: Path, failing: Callable[[Registry], list[Any]]
+) -> None:
+    registry = trial_of(tmp_path, roll_back="approve", timeout="1ms", on_timeout="approve")
+    failing(registry)
+    registry.settle()
+    assert registry.version("1.1").stage == "withdrawn"
+
+
+def test_people_are_told_once_and_nothing_else_is_done(
+    tmp_path: Path, failing: Callable[[Registry], list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = trial_of(tmp_path, roll_back="notify")
+    before = Deployments(registry).current()
+    assert failing(registry) == ["hold", "hold"]
+    assert failing(registry) == ["hold", "hold"], "as after a restart"
+    assert Deployments(registry).current() == before
+    told = [entry for entry in registry.audit_log() if entry["action"] == "notify"]
+    assert [entry["subject"] for entry in told] == [f"rollback/{before.running.id}"]
+    assert caplog.text.count("ranker:1.1 fails in traffic (errors: 9 % of requests)") == 1
