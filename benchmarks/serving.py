@@ -24,9 +24,9 @@ from benchmarks import turns
 from benchmarks.deployed import AT, BARE, MODEL, Deployed, add_versions, deployed, make_rows
 from benchmarks.load import Asked, Clients, latencies_ms, p, per_second
 from cltrain.registry import Registry, Store
-from serve.prediction_log import Prediction, PredictionLog
-from serve.schemas import PredictRequest
-from serve.segments import new_id
+from serve.http.schemas import PredictRequest
+from serve.logs.prediction_log import Prediction, PredictionLog
+from serve.logs.segments import new_id
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 

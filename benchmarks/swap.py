@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.deployed import BARE, Deployed, deployed, load_seconds, make_rows, offline
 from benchmarks.load import Asked, Clients, latencies_ms, p, per_second
 from cltrain.registry import Registry
-from serve.prediction_log import read_predictions
+from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
 
 SETTLE_S = 2.0

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from serve.api import create_api
-from serve.grpc_api import Rpc
+from serve.http.api import create_api
+from serve.http.grpc_api import Rpc
 from serve.server import Server
 from serve.settings import ServerSettings
 

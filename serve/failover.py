@@ -11,7 +11,7 @@ import asyncio
 
 from starlette.middleware import Middleware
 
-from serve.limits import App, Message, Receive, Send, refuse
+from serve.http.limits import App, Message, Receive, Send, refuse
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.failover.middlewares"}  # of Serve's controller
 REPEATABLE = ("/predict", "/rank", "/feedback")  # and whatever is read with GET; a promotion, say, is done once

@@ -21,12 +21,12 @@ from cltrain.online.policy import Threshold, Weights
 from cltrain.records import RollOut
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import STAGING, Deployments, Trial
-from serve.bandit import BANDIT, require_log
-from serve.controller import Controller, begin, check_fit, make_way, report
-from serve.policy_layer import BINARY, Reward, require_binary
-from serve.preference import INTERLEAVE, require_task
-from serve.reranking import require_click_type
-from serve.rollout import RollOutKind
+from serve.policy.policy_layer import BINARY, Reward, require_binary
+from serve.policy.reranking import require_click_type
+from serve.rollout.bandit import BANDIT, require_log
+from serve.rollout.controller import Controller, begin, check_fit, make_way, report
+from serve.rollout.kinds import RollOutKind
+from serve.rollout.preference import INTERLEAVE, require_task
 from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
 from serve.traffic import Traffic, other_rows, sample_rows, summarise
 
@@ -39,7 +39,7 @@ class LocalServing:
     """The application on the Ray that is running, reached by HTTP as any client would.
 
     host, port: where it listens; port 0 takes one that is free. grpc_port: where it also answers gRPC, as
-    serve/proto/cltrain.proto says, on all interfaces whatever `host` is (Ray's proxy knows no other); null does not.
+    serve/http/proto/cltrain.proto says, on all interfaces whatever `host` is (Ray's proxy knows no other), or null.
     replicas, num_cpus: how many, and CPUs of each.
     poll_s: seconds between two looks at the registry, so how long a swap takes beside the loading.
     max_batch_rows, max_body_bytes: of one request at most. max_requests_per_s: of each replica, before requests are
@@ -165,7 +165,7 @@ class LocalServing:
 
         from serve.app import NAME, application
         from serve.failover import ENVIRONMENT
-        from serve.grpc_api import SERVICERS
+        from serve.http.grpc_api import SERVICERS
 
         if isinstance(self.policy, Threshold) and (champion := Registry(store, model).champion()) is not None:
             require_binary(Registry(store, model), champion.version)

@@ -22,8 +22,8 @@ from cltrain.registry.deployment import SHADOW, Deployment, Deployments
 from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
 from cltrain.train.state import load_golden, weights_digest
-from serve.bandit import BANDIT, Chooser
-from serve.policy_layer import ThresholdPolicy
+from serve.policy.policy_layer import ThresholdPolicy
+from serve.rollout.bandit import BANDIT, Chooser
 from serve.scores import chosen
 
 log = logging.getLogger(__name__)

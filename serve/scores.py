@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cltrain.train.predictor import Predictor
-from serve.evidence import SCORE_BINS
+from serve.rollout.evidence import SCORE_BINS
 
 TOLERANCE = 0.05  # of a standard deviation of the label: values this near say the same
 

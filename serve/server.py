@@ -17,17 +17,17 @@ from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, VersionRecord
 from cltrain.registry.base import CHAMPION, PREVIOUS
 from cltrain.registry.deployment import SHADOW, Deployments, Trial
-from serve.controller import end
-from serve.feedback import Feedback, FeedbackLog, label_text
-from serve.mirror import Mirror
-from serve.policy_layer import BINARY, ThresholdPolicy
-from serve.prediction_log import SHADOW_FOLDER, Prediction, PredictionLog
-from serve.recorder import Recorder
+from serve.http.schemas import FeedbackRow, PredictRow, Resident, VersionsAnswer
+from serve.logs.feedback import Feedback, FeedbackLog, label_text
+from serve.logs.prediction_log import SHADOW_FOLDER, Prediction, PredictionLog
+from serve.logs.segments import new_id
+from serve.policy.policy_layer import BINARY, ThresholdPolicy
 from serve.resident import Choice, Loaded, ResidentVersions, Served
-from serve.rollout import Action
-from serve.schemas import FeedbackRow, PredictRow, Resident, VersionsAnswer
+from serve.rollout.controller import end
+from serve.rollout.kinds import Action
+from serve.rollout.mirror import Mirror
+from serve.rollout.recorder import Recorder
 from serve.scores import chosen
-from serve.segments import new_id
 from serve.settings import ServerSettings
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from cltrain.clock import parse_duration
 from cltrain.config import locate
 from cltrain.errors import ConfigError
 from cltrain.registry import Store
-from serve.strata import rule_of
+from serve.logs.strata import rule_of
 
 ADMIN_TOKEN_ENV = "CLTRAIN_ADMIN_TOKEN"
 

@@ -23,7 +23,7 @@ from cltrain.train.engines.plain import Plain
 from cltrain.train.settings import Training
 from cltrain.train.state import State, save_state
 from cltrain.train.update import train_update
-from serve.api import create_api
+from serve.http.api import create_api
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings, admin_token_digest
 

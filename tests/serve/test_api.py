@@ -13,8 +13,8 @@ import torch
 from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, Store
 from cltrain.train.predictor import Predictor
-from serve.feedback import join_feedback, read_feedback
-from serve.prediction_log import read_predictions
+from serve.logs.feedback import join_feedback, read_feedback
+from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
 
 Serve = Callable[..., Any]

@@ -21,15 +21,15 @@ from cltrain.online.bandits import UCB, EpsilonGreedy, LinearThompson, LinUCB, T
 from cltrain.online.simulator import Feedback, InFlight
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import STAGING, Deployments, Trial
-from serve import controller as controllers
-from serve.bandit import BanditOutcomes, ContextReader, Weighed, require_log, snapshot_place, state_place
-from serve.controller import Controller, begin, kind_of
-from serve.evidence import Counters, Seen
-from serve.guardrails import Guardrails
-from serve.outcomes import LOSS, REWARD
-from serve.prediction_log import read_predictions
-from serve.rollout import BanditTest, Evidence, decide
-from serve.schemas import FeedbackRow, PredictRow
+from serve.http.schemas import FeedbackRow, PredictRow
+from serve.logs.prediction_log import read_predictions
+from serve.rollout.bandit import BanditOutcomes, ContextReader, Weighed, require_log, snapshot_place, state_place
+from serve.rollout.controller import Controller, begin, kind_of
+from serve.rollout.evidence import Counters, Seen
+from serve.rollout.guardrails import Guardrails
+from serve.rollout.kinds import BanditTest, Evidence, decide
+from serve.rollout.kinds import controller as controllers
+from serve.rollout.outcomes import LOSS, REWARD
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 from tests.versions import registered

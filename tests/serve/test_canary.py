@@ -14,12 +14,12 @@ from cltrain.errors import ConflictError
 from cltrain.online.assignment import arm_of
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments, Trial
-from serve.controller import Controller, begin, end
-from serve.evidence import read_evidence
-from serve.guardrails import Guardrails
-from serve.prediction_log import read_predictions
-from serve.rollout import Action, Canary, Swap
-from serve.schemas import PredictRow
+from serve.http.schemas import PredictRow
+from serve.logs.prediction_log import read_predictions
+from serve.rollout.controller import Controller, begin, end
+from serve.rollout.evidence import read_evidence
+from serve.rollout.guardrails import Guardrails
+from serve.rollout.kinds import Action, Canary, Swap
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 
@@ -275,7 +275,7 @@ def label_rows(on: Stage, answers: list[dict[str, Any]]) -> None:
     """The label that the champion would give, so the champion is right."""
     import asyncio
 
-    from serve.schemas import FeedbackRow
+    from serve.http.schemas import FeedbackRow
 
     champion = on.server.resident.resident()["1.0"].predictor
     truth = champion.answer([row.features for row in on.rows[: len(answers)]])

@@ -10,8 +10,8 @@ import pytest
 
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve.controller import Controller, begin
-from serve.rollout import Action, Canary
+from serve.rollout.controller import Controller, begin
+from serve.rollout.kinds import Action, Canary
 from tests.versions import registered
 
 
@@ -28,7 +28,7 @@ def trial_of(tmp_path: Path, **approval: Any) -> Registry:
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Registry], list[Any]]:
     """Looks twice, and guardrails have found errors; the actions, and how the roll-out ended as `on_end` was told."""
-    monkeypatch.setattr("serve.controller.decide", lambda *_: Action("roll_back", "errors: 9 % of requests"))
+    monkeypatch.setattr("serve.rollout.controller.decide", lambda *_: Action("roll_back", "errors: 9 % of requests"))
 
     def look(registry: Registry) -> list[Any]:
         told: list[Any] = []

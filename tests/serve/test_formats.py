@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cltrain.records import LABEL
 from cltrain.registry import Registry, Store
-from serve.arrow_api import ARROW
-from serve.prediction_log import read_predictions
+from serve.http.arrow_api import ARROW
+from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
 
 Serve = Callable[..., Any]

@@ -23,10 +23,10 @@ from cltrain.train.predictor import Predictor
 from cltrain.train.settings import Training
 from cltrain.train.state import State, load_golden, save_state
 from cltrain.train.update import train_update
-from serve.controller import Controller, begin
+from serve.http.schemas import PredictRow
 from serve.resident import ResidentVersions, load
 from serve.rollout import Canary
-from serve.schemas import PredictRow
+from serve.rollout.controller import Controller, begin
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 from tests.serve.conftest import make_events

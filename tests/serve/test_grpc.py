@@ -20,15 +20,15 @@ import pytest
 from cltrain.errors import ConfigError, ServingError
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve.api import create_api
-from serve.feedback import join_feedback, read_feedback
-from serve.grpc_api import Rpc, ask
-from serve.guardrails import Guardrails
+from serve.http.api import create_api
+from serve.http.grpc_api import Rpc, ask
+from serve.http.proto import cltrain_pb2 as pb
+from serve.http.proto import cltrain_pb2_grpc
 from serve.local import LocalServing, free_port
-from serve.prediction_log import read_predictions
-from serve.proto import cltrain_pb2 as pb
-from serve.proto import cltrain_pb2_grpc
+from serve.logs.feedback import join_feedback, read_feedback
+from serve.logs.prediction_log import read_predictions
 from serve.rollout import Interleave
+from serve.rollout.guardrails import Guardrails
 from serve.settings import LogSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,12 +190,12 @@ def test_limits_and_failures_have_their_codes(serve_store: Serve, store: Store, 
 
 
 def test_the_python_is_that_of_the_proto(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "serve/proto", tmp_path / "serve/proto")
+    shutil.copytree(ROOT / "serve/http/proto", tmp_path / "serve/http/proto")
     outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    made = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outs, "serve/proto/cltrain.proto"]
+    made = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outs, "serve/http/proto/cltrain.proto"]
     subprocess.run(made, cwd=tmp_path, check=True)
-    for path in (ROOT / "serve/proto").glob("cltrain*"):
-        assert (tmp_path / "serve/proto" / path.name).read_text() == path.read_text(), "run scripts/proto"
+    for path in (ROOT / "serve/http/proto").glob("cltrain*"):
+        assert (tmp_path / "serve/http/proto" / path.name).read_text() == path.read_text(), "run scripts/proto"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 
 from cltrain.errors import ConfigError
 from cltrain.online.moments import moments_of
-from serve.evidence import SCORE_BINS, Counters, latency_bucket, upper_edge_s
-from serve.guardrails import Guardrails, Reading, Sustained, psi, readings
-from serve.outcomes import Outcomes, Period
+from serve.rollout.evidence import SCORE_BINS, Counters, latency_bucket, upper_edge_s
+from serve.rollout.guardrails import Guardrails, Reading, Sustained, psi, readings
+from serve.rollout.outcomes import Outcomes, Period
 
 GUARD = Guardrails()
 NOW = datetime(2024, 1, 1, tzinfo=UTC)

@@ -18,15 +18,15 @@ from cltrain.online.simulator import World
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments, Trial
 from cltrain.seeding import numpy_generator
-from serve import controller as controlling
-from serve.controller import Controller, begin
-from serve.evidence import read_evidence
-from serve.feedback import Feedback, FeedbackLog
-from serve.guardrails import Guardrails
 from serve.local import LocalServing
-from serve.prediction_log import read_predictions
-from serve.preference import Preference, PreferenceReader
-from serve.rollout import Action, Evidence, Interleave, decide
+from serve.logs.feedback import Feedback, FeedbackLog
+from serve.logs.prediction_log import read_predictions
+from serve.rollout.controller import Controller, begin
+from serve.rollout.evidence import read_evidence
+from serve.rollout.guardrails import Guardrails
+from serve.rollout.kinds import Action, Evidence, Interleave, decide
+from serve.rollout.kinds import controller as controlling
+from serve.rollout.preference import Preference, PreferenceReader
 from serve.settings import LogSettings
 
 Serve = Callable[..., Any]

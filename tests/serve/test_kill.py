@@ -22,9 +22,9 @@ from benchmarks.deployed import MODEL, Deployed, add_versions, make_rows, post, 
 from benchmarks.load import Asked, Clients
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve.feedback import read_feedback
 from serve.local import LocalServing, get_json
-from serve.prediction_log import read_predictions
+from serve.logs.feedback import read_feedback
+from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from cltrain.errors import ServingError
 from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, Store
 from cltrain.train.predictor import Predictor
-from serve.feedback import join_feedback, read_feedback
 from serve.local import LocalServing, get_json
-from serve.prediction_log import read_predictions
+from serve.logs.feedback import join_feedback, read_feedback
+from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")]

@@ -16,10 +16,10 @@ from cltrain.config import build
 from cltrain.errors import ConfigError
 from cltrain.registry import Registry, Store
 from cltrain.storage import Storage
-from serve import profiles
-from serve.prediction_log import Prediction, PredictionLog, read_predictions
-from serve.profiles import Key, read_profiles, summary
-from serve.segments import new_id
+from serve.logs import profiles
+from serve.logs.prediction_log import Prediction, PredictionLog, read_predictions
+from serve.logs.profiles import Key, read_profiles, summary
+from serve.logs.segments import new_id
 from serve.settings import LogSettings, ServerSettings
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from cltrain.errors import ConfigError, StoreError
 from cltrain.storage import Storage
-from serve import feedback, prediction_log
-from serve.feedback import Feedback, FeedbackLog, join_feedback, read_feedback
-from serve.prediction_log import Prediction, PredictionLog, read_predictions
-from serve.segments import _Segment, new_id
+from serve.logs import feedback, prediction_log
+from serve.logs.feedback import Feedback, FeedbackLog, join_feedback, read_feedback
+from serve.logs.prediction_log import Prediction, PredictionLog, read_predictions
+from serve.logs.segments import _Segment, new_id
 from serve.settings import LogSettings, ServerSettings
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -128,7 +128,7 @@ def test_a_tail_cut_anywhere_costs_its_batch_only(tmp_path: Path) -> None:
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     code = (
         "import sys, datetime as d; from cltrain.storage import Storage;"
-        "from serve.feedback import Feedback, FeedbackLog;"
+        "from serve.logs.feedback import Feedback, FeedbackLog;"
         "from serve.settings import LogSettings; log = FeedbackLog(Storage(sys.argv[1]), 'r', LogSettings());"
         "now = d.datetime.now(d.UTC); n = 0\n"
         "while True:\n"

@@ -15,15 +15,15 @@ from cltrain.errors import ConfigError
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
 from cltrain.storage import Storage
-from serve.controller import Controller, begin, kind_of
-from serve.evidence import Counters
-from serve.guardrails import Guardrails, readings
-from serve.outcomes import read_outcomes
-from serve.prediction_log import Prediction, PredictionLog
-from serve.profiles import GROUPS, MetricReader, shift_of
+from serve.http.schemas import PredictRow
+from serve.logs.prediction_log import Prediction, PredictionLog
+from serve.logs.profiles import GROUPS, MetricReader, shift_of
+from serve.logs.segments import new_id
 from serve.rollout import BanditTest, Canary, Interleave, Shadow
-from serve.schemas import PredictRow
-from serve.segments import new_id
+from serve.rollout.controller import Controller, begin, kind_of
+from serve.rollout.evidence import Counters
+from serve.rollout.guardrails import Guardrails, readings
+from serve.rollout.outcomes import read_outcomes
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 

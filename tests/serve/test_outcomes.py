@@ -24,15 +24,15 @@ from cltrain.online.moments import Moments
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
 from cltrain.storage import Storage
-from serve.controller import Controller, begin, kind_of
-from serve.feedback import FOLDER as FEEDBACK
-from serve.feedback import SCHEMA as FEEDBACK_SCHEMA
-from serve.feedback import join_feedback, read_feedback
-from serve.joined import Places
-from serve.outcomes import OutcomeReader, Outcomes, read_outcomes
-from serve.prediction_log import FOLDER, SCHEMA, SHADOW_FOLDER, read_predictions
-from serve.rollout import ABTest, tally_of
-from serve.strata import Strata, drawn
+from serve.logs.feedback import FOLDER as FEEDBACK
+from serve.logs.feedback import SCHEMA as FEEDBACK_SCHEMA
+from serve.logs.feedback import join_feedback, read_feedback
+from serve.logs.prediction_log import FOLDER, SCHEMA, SHADOW_FOLDER, read_predictions
+from serve.logs.strata import Strata, drawn
+from serve.rollout.controller import Controller, begin, kind_of
+from serve.rollout.joined import Places
+from serve.rollout.kinds import ABTest, tally_of
+from serve.rollout.outcomes import OutcomeReader, Outcomes, read_outcomes
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 ABOUT: dict[str, Any] = {"version": "1.1", "since": START, "reward_type": "implicit", "kind": "ab"}
@@ -390,8 +390,8 @@ def test_the_controller_follows_the_pre_period(
     registry: Registry, store: Store, serve_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the API: units that come before the test begins and again in it, whose labels come late."""
-    monkeypatch.setattr("serve.controller.LABELS_S", 0.0)
-    monkeypatch.setattr("serve.controller.READING_SHARE", 1e9)
+    monkeypatch.setattr("serve.rollout.controller.LABELS_S", 0.0)
+    monkeypatch.setattr("serve.rollout.controller.READING_SHARE", 1e9)
     registry.promote("1.0", reason="first")
     client = serve_store(store, evidence_s=0.02)
     controller, waiting = Controller(registry, replicas=1), [list[str](), list[str]()]

@@ -20,14 +20,23 @@ from cltrain.errors import ConfigError, ConflictError
 from cltrain.online.policy import Threshold
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve import controller as controllers
-from serve.controller import Controller, begin
-from serve.guardrails import Guardrails
+from serve.http.schemas import FeedbackRow, PredictRow
 from serve.local import LocalServing, get_json
-from serve.policy_layer import Adapter, DecisionLog, Decisions, Reward, document_of, estimate, problem_of, propose
-from serve.prediction_log import read_predictions
+from serve.logs.prediction_log import read_predictions
+from serve.policy.policy_layer import (
+    Adapter,
+    DecisionLog,
+    Decisions,
+    Reward,
+    document_of,
+    estimate,
+    problem_of,
+    propose,
+)
 from serve.rollout import BanditTest, Canary
-from serve.schemas import FeedbackRow, PredictRow
+from serve.rollout.controller import Controller, begin
+from serve.rollout.guardrails import Guardrails
+from serve.rollout.kinds import controller as controllers
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 

@@ -16,13 +16,13 @@ from cltrain.errors import ConfigError, DataError
 from cltrain.online.policy import Threshold, Weights
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve import reranking
-from serve.controller import Controller, begin
 from serve.local import LocalServing
-from serve.policy_layer import Reward, document_of
-from serve.prediction_log import read_predictions
-from serve.reranking import WeightsAdapter, blended
+from serve.logs.prediction_log import read_predictions
+from serve.policy import reranking
+from serve.policy.policy_layer import Reward, document_of
+from serve.policy.reranking import WeightsAdapter, blended
 from serve.rollout import Canary, Interleave
+from serve.rollout.controller import Controller, begin
 from serve.settings import LogSettings
 
 Serve = Callable[..., Any]

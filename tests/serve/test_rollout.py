@@ -12,12 +12,12 @@ from cltrain.errors import ConfigError
 from cltrain.online.design import Metric
 from cltrain.online.moments import moments_of
 from cltrain.registry.deployment import STAGING, Trial
-from serve.controller import kind_of
-from serve.controller import settings_of as settings_again
-from serve.evidence import Counters, Seen
-from serve.guardrails import Guardrails, Reading
-from serve.outcomes import Outcomes, Period
-from serve.rollout import KINDS, ABTest, Canary, Evidence, Shadow, Swap, decide
+from serve.rollout.controller import kind_of
+from serve.rollout.controller import settings_of as settings_again
+from serve.rollout.evidence import Counters, Seen
+from serve.rollout.guardrails import Guardrails, Reading
+from serve.rollout.kinds import KINDS, ABTest, Canary, Evidence, Shadow, Swap, decide
+from serve.rollout.outcomes import Outcomes, Period
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 BREACH = Reading(name="error rate", kind="health", value=0.1, limit=0.001, samples=50, breach=True)

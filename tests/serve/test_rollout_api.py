@@ -11,8 +11,8 @@ import pytest
 
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve.controller import Controller
-from serve.limits import Bucket
+from serve.http.limits import Bucket
+from serve.rollout.controller import Controller
 
 Serve = Callable[..., Any]
 ROW = {"event_id": "a", "event_time": "2024-01-01T10:00:00Z", "features": {"distance": 900, "carrier": "UA"}}

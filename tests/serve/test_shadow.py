@@ -16,15 +16,15 @@ import pytest
 from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
-from serve.controller import Controller, begin
-from serve.evidence import Counters
-from serve.guardrails import Guardrails
-from serve.prediction_log import SHADOW_FOLDER, read_predictions
+from serve.http.schemas import PredictRow
+from serve.logs.prediction_log import SHADOW_FOLDER, read_predictions
 from serve.rollout import Shadow
-from serve.schemas import PredictRow
+from serve.rollout.controller import Controller, begin
+from serve.rollout.evidence import Counters
+from serve.rollout.guardrails import Guardrails
+from serve.rollout.shadow import answer_copies
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
-from serve.shadow import answer_copies
 
 KIND = Shadow(min_samples=30, min_s=0.0, guardrails=Guardrails(sustain_s=0.0, max_score_shift=None))
 
