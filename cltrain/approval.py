@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from cltrain.clock import parse_duration
 from cltrain.errors import CltrainError, ConfigError
-from cltrain.parts import Clock
+from cltrain.parts import Alert, Clock
 from cltrain.records import Answer
 from cltrain.registry import Registry
 from cltrain.registry.permissions import RETRAIN, ROLL_BACK
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 Policy = Literal["auto", "approve", "notify"]
 POLICIES = ("auto", "approve", "notify")
-Alert = Callable[[str, str], None]  # of a title and a text
 
 
 class AwaitingApprovalError(CltrainError):

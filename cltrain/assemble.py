@@ -123,7 +123,8 @@ def running_loop(
     ):
         if dashboard:
             log.warning("Ray dashboard: %s", dashboard)
-        serving.start(store, name)
+        tracker = Trackers(parts["tracking"].values())
+        serving.start(store, name, tracker.alert)
         try:
             yield (
                 Loop(
@@ -143,7 +144,7 @@ def running_loop(
                     rounds=RoundLog(store, name),
                     serving=serving,
                     rollout=parts["rollout"],
-                    tracker=Trackers(parts["tracking"].values()),
+                    tracker=tracker,
                     settings=strategy_of(settings),
                     seed=settings["seed"],
                 ),

@@ -3,7 +3,7 @@ class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,8 @@ from cltrain.evaluate.sample import Scored
 from cltrain.evaluate.spread import ScoreRequest
 from cltrain.records import Challenger, ReportCard, RollOut, UpdateRequest, Verdict, Window
 from cltrain.registry import Registry, Store
+
+Alert = Callable[[str, str], None]  # of a title and a text
 
 
 class Windows(Protocol):
@@ -54,7 +56,7 @@ class Serving(Protocol):
     needs_ray: bool
 
     def check(self, kind: Any = None) -> None: ...
-    def start(self, store: Store, model: str) -> None: ...
+    def start(self, store: Store, model: str, alert: Alert | None = None) -> None: ...
     def stop(self) -> None: ...
 
     def traffic(self, rows: pa.Table, seed: int) -> AbstractContextManager[Any]: ...

@@ -9,15 +9,17 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from cltrain.config import locate
 from cltrain.errors import ConfigError, ConflictError, ServingError
 from cltrain.online.policy import Threshold, Weights
+from cltrain.parts import Alert
 from cltrain.records import RollOut
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import STAGING, Deployments, Trial
@@ -30,6 +32,7 @@ from serve.rollout.preference import INTERLEAVE, require_task
 from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
 from serve.traffic import Traffic, other_rows, sample_rows, summarise
 
+log = logging.getLogger(__name__)
 PORT_WAIT_S = 5.0
 SETTLE_S = 5.0  # for the last labels to be joined, once replayed traffic has no more rows
 
@@ -52,6 +55,8 @@ class LocalServing:
     many may follow while a roll-out needs traffic to go on. timeout_s: of one request.
     confirm_timeout_s: how long the replicas may take to follow a swap.
     admin_token_env: environment variable, where the job starts, with the token for the admin routes.
+    alert: a function of your own, package.module.function(title, text), that is called when a roll-out is taken back or
+    stopped, as W&B is; null calls none.
     policy: how the threshold of a binary model follows what its decisions earn, or weights of features on /rank follow
     clicks; null leaves them alone.
     """
@@ -78,6 +83,7 @@ class LocalServing:
     timeout_s: float = 30.0
     confirm_timeout_s: float = 30.0
     admin_token_env: str = ADMIN_TOKEN_ENV
+    alert: str | None = None
     policy: Threshold | Weights | None = None
     log: LogSettings = field(default_factory=LogSettings)
     url: str | None = field(default=None, init=False)
@@ -105,6 +111,8 @@ class LocalServing:
         for name in ("num_cpus", "requests_per_window", "requests_per_roll_out"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"serve.{name} must be 0 or more, not {getattr(self, name)}")
+        if self.alert is not None and not callable(locate(self.alert, "serve.alert")):
+            raise ConfigError(f"serve.alert={self.alert} must be a function of a title and a text")
         if isinstance(self.policy, Threshold):
             Reward.of(self.policy)
         if isinstance(self.policy, Weights):
@@ -155,8 +163,9 @@ class LocalServing:
                     raise
                 time.sleep(0.2)
 
-    def start(self, store: Store, model: str) -> None:
+    def start(self, store: Store, model: str, alert: Alert | None = None) -> None:
         """Start the application for the champion of `model`, now or as soon as there is one. Ray must be initialised.
+        `alert` is told, beside the function of the settings, when a roll-out is taken back or stopped.
 
         Raises `ServingError` when the port is taken, and `ConfigError` for a `policy` of a model that is not binary,
         before anything is started.
@@ -198,7 +207,15 @@ class LocalServing:
                 raise ServingError(f"the serving application did not start: {error}") from error
         self.url = f"http://{_reachable(self.host)}:{port}"
         self.grpc_address = f"127.0.0.1:{grpc_port}" if grpc_port else None
-        self._controller = Controller(Registry(store, model), replicas=self.replicas, policy=self.policy)
+        alerts = [alert] if alert else []
+        if self.alert is not None:
+            alerts.append(locate(self.alert, "serve.alert"))
+        self._controller = Controller(
+            Registry(store, model),
+            replicas=self.replicas,
+            policy=self.policy,
+            on_end=lambda trial: tell_of(trial, model, alerts),
+        )
         self._controller.start()
 
     def stop(self) -> None:
@@ -338,7 +355,7 @@ class NoServing:
         if kind is not None and (kind.kind != "swap" or getattr(kind, "watch_s", 0.0) > 0):
             raise ConfigError(f"rollout={kind.kind} needs traffic to go by: set serve=local, or rollout=swap")
 
-    def start(self, store: Store, model: str) -> None:
+    def start(self, store: Store, model: str, alert: Alert | None = None) -> None:
         """Nothing to start."""
 
     def stop(self) -> None:
@@ -362,6 +379,18 @@ class NoServing:
 @dataclass(frozen=True)
 class NoTraffic:
     result: dict[str, Any] = field(default_factory=lambda: summarise([], 0))
+
+
+def tell_of(trial: Trial, model: str, alerts: Sequence[Alert]) -> None:
+    """Tell everybody of a roll-out that was taken back or stopped; one that fails keeps no other from being told."""
+    if trial.status not in ("rolled_back", "stopped"):
+        return
+    title = f"{model}:{trial.version} was {trial.status.replace('_', ' ')}"
+    for alert in alerts:
+        try:
+            alert(title, f"{trial.kind}: {trial.reason}. {model}:{trial.champion} answers everything.")
+        except Exception:
+            log.exception("an alert could not be sent: %s", title)
 
 
 def free_port(host: str, port: int, setting: str = "serve.port") -> int:

@@ -68,7 +68,14 @@ def s3_server() -> Iterator[str]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = [f"{part}.port{grpc}" for part in ("master", "volume", "filer", "s3") for grpc in ("", ".grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    options = ["-s3", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.autoCreateBucket=false", "-volume.max=50"]
+    options = [
+        "-s3",
+        "-s3.iam=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-volume.max=50",
+    ]
     options += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     options += [f"-s3.config={folder}/s3.json", f"-dir={folder}", *(f"-{n}={p}" for n, p in ports.items())]
     with open(folder / "log", "wb") as log:

@@ -22,7 +22,7 @@ from tests.cluster.under_way import train_workers
 History = list[tuple[str, str, int]]
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
-SLOW_UPDATES = ["max_rounds=4", "train.stateful.epochs=150", "method=replay", "window.bootstrap=2"]
+SLOW_UPDATES = ["max_rounds=4", "train.stateful.epochs=60", "method=replay", "window.bootstrap=2"]
 
 
 def history(settings: dict[str, Any]) -> History:

@@ -23,12 +23,12 @@ from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import STAGING, Deployments, Trial
 from serve.http.schemas import FeedbackRow, PredictRow
 from serve.logs.prediction_log import read_predictions
+from serve.rollout import controller as controllers
 from serve.rollout.bandit import BanditOutcomes, ContextReader, Weighed, require_log, snapshot_place, state_place
 from serve.rollout.controller import Controller, begin, kind_of
 from serve.rollout.evidence import Counters, Seen
 from serve.rollout.guardrails import Guardrails
 from serve.rollout.kinds import BanditTest, Evidence, decide
-from serve.rollout.kinds import controller as controllers
 from serve.rollout.outcomes import LOSS, REWARD
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings

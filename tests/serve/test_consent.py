@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from cltrain.errors import ConfigError
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
+from serve.local import LocalServing, tell_of
 from serve.rollout.controller import Controller, begin
 from serve.rollout.kinds import Action, Canary
 from tests.versions import registered
@@ -85,3 +87,27 @@ def test_people_are_told_once_and_nothing_else_is_done(
     told = [entry for entry in registry.audit_log() if entry["action"] == "notify"]
     assert [entry["subject"] for entry in told] == [f"rollback/{before.running.id}"]
     assert caplog.text.count("ranker:1.1 fails in traffic (errors: 9 % of requests)") == 1
+
+
+def test_everybody_is_told_of_a_rollback_even_if_one_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = trial_of(tmp_path)
+    monkeypatch.setattr("serve.rollout.controller.decide", lambda *_: Action("roll_back", "errors: 9 % of requests"))
+    told: list[tuple[str, str]] = []
+
+    def broken(title: str, text: str) -> None:
+        raise ConnectionError("nobody is there")
+
+    alerts = [broken, lambda title, text: told.append((title, text))]
+    Controller(registry, replicas=1, on_end=lambda trial: tell_of(trial, "ranker", alerts)).look()
+    text = "canary: errors: 9 % of requests. ranker:1.0 answers everything."
+    assert told == [("ranker:1.1 was rolled back", text)]
+    assert "nobody is there" in caplog.text
+
+
+def test_a_function_to_tell_must_be_one() -> None:
+    assert LocalServing(alert="builtins.print").alert == "builtins.print"
+    for wrong in ("nowhere.at_all", "sys.maxsize"):
+        with pytest.raises(ConfigError, match=r"serve\.alert"):
+            LocalServing(alert=wrong)

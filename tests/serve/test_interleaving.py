@@ -21,11 +21,11 @@ from cltrain.seeding import numpy_generator
 from serve.local import LocalServing
 from serve.logs.feedback import Feedback, FeedbackLog
 from serve.logs.prediction_log import read_predictions
+from serve.rollout import controller as controlling
 from serve.rollout.controller import Controller, begin
 from serve.rollout.evidence import read_evidence
 from serve.rollout.guardrails import Guardrails
 from serve.rollout.kinds import Action, Evidence, Interleave, decide
-from serve.rollout.kinds import controller as controlling
 from serve.rollout.preference import Preference, PreferenceReader
 from serve.settings import LogSettings
 

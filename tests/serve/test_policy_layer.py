@@ -34,9 +34,9 @@ from serve.policy.policy_layer import (
     propose,
 )
 from serve.rollout import BanditTest, Canary
+from serve.rollout import controller as controllers
 from serve.rollout.controller import Controller, begin
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import controller as controllers
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 
