@@ -250,7 +250,8 @@ def test_features_of_any_kind() -> None:
 
 
 def test_an_event_log_of_it(tmp_path: Path) -> None:
-    source = FeedbackSource(store=str(tmp_path), every="1ms")
+    source = FeedbackSource(store=str(tmp_path), every="1ms", feedback_types=["system", "human"])
+    assert source.join.settings.types == ("system", "human")
     with pytest.raises(DataError, match="of 0 logged prediction"):
         EventLog(source)
     answers, labels = made(1, 60)

@@ -160,3 +160,16 @@ def test_false_wins_with_daily_looks_stay_within_the_level() -> None:
             if action != "go_on":
                 break
     assert wrong / 80 < 0.106  # 0.05 and 2.3 standard errors
+
+
+def test_how_odd_the_sizes_of_the_arms_may_be() -> None:
+    sizes = {"champion": 2_000, "challenger": 2_230}
+    for level, blocked in ((0.001, False), (0.05, True)):
+        spec = Experiment(metrics=(SALES,), salt="s", shares=HALVES, sample_ratio_level=level)
+        found = Tally(spec)
+        for arm, n in sizes.items():
+            found.expose(arm, n)
+            found.observe(arm, "sales", np.tile([-1.0, 1.0], n // 2) + 0.3 * (arm == "challenger"))
+        said = conclude(spec, found, WEEKS)
+        assert 0.002 < said.sample_ratio_p < 0.05
+        assert (said.action != "promote") == blocked

@@ -31,7 +31,8 @@ TOKEN = "a token of the tests"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def make_events(task: str, rows: int = 300, seed: int = 0) -> tuple[pa.Table, Schema]:
+def make_events(task: str, rows: int = 300, seed: int = 0, **more: Any) -> tuple[pa.Table, Schema]:
+    """`more`: columns, of `rows` values each."""
     rng = np.random.default_rng(seed)
     distance = rng.uniform(100, 2000, rows)
     carrier = rng.choice(["AA", "UA", "DL"], rows)
@@ -44,15 +45,18 @@ def make_events(task: str, rows: int = 300, seed: int = 0) -> tuple[pa.Table, Sc
             "distance": distance,
             "carrier": carrier,
             "y": labels[task],
+            **more,
         }
     )
     schema = infer_schema(table.schema, Columns(event_time="at", label="y", event_id="id", task=task))
     return event_table(table, schema, "events", 0), schema
 
 
-def add_version(store: Store, model: str, task: str, round_index: int, parent: State | None = None) -> State:
+def add_version(
+    store: Store, model: str, task: str, round_index: int, parent: State | None = None, **more: Any
+) -> State:
     """Train on 300 rows, save and register; the version is 1.0, or the next minor of the parent's major."""
-    rows, schema = make_events(task, seed=round_index)
+    rows, schema = make_events(task, seed=round_index, **more)
     cursor = Cursor(until=START, files=("events",))
     trained = train_update(
         rows,

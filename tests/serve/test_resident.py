@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from cltrain.registry import Registry, Store
-from cltrain.registry.deployment import Deployments
+from cltrain.registry.deployment import Deployment, Deployments
 from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
 from serve.resident import ResidentVersions
+from tests.serve.conftest import add_version
 
 
 @pytest.fixture
@@ -111,6 +112,19 @@ def test_beside_a_champion_that_is_broken_a_new_process_serves_the_previous_one(
     assert resident.refresh()
     assert serves(resident) == ("1.0", 1)
     assert "DigestError" in str(resident.error)
+
+
+@pytest.mark.parametrize("may", [False, True])
+def test_a_challenger_that_reads_what_requests_need_not_have(store: Store, registry: Registry, may: bool) -> None:
+    add_version(store, "binary", "binary", 5, wind=[float(i % 7) for i in range(300)])
+    registry.promote("1.0", reason="first")
+    both = Deployment(roles={"champion": "1.0", "challenger": "2.0"}, shares={"champion": 0.5, "challenger": 0.5})
+    Deployments(registry).commit(both, expected_epoch=1, reason="a canary")
+    resident = ResidentVersions(registry, poll_s=1, new_features=may)
+    resident.refresh()
+    assert resident.current is not None
+    assert ("challenger" in resident.current.arms) == may
+    assert may or "reads wind, which requests to the champion need not have" in resident.problems["2.0"]
 
 
 def test_a_locked_database_stops_nothing(resident: ResidentVersions, registry: Registry, store: Store) -> None:

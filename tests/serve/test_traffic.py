@@ -16,7 +16,7 @@ from cltrain.config import build
 from cltrain.errors import ConfigError, ServingError
 from serve.local import LocalServing, NoServing, free_port
 from serve.settings import LogSettings
-from serve.traffic import Sent, Traffic, feedback_of, loss_of, request_of, sample_rows, summarise
+from serve.traffic import Sent, Traffic, feedback_of, loss_of, other_rows, request_of, sample_rows, summarise
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -30,6 +30,14 @@ def test_the_sample_is_the_same_in_any_order(events: Callable[..., pa.Table]) ->
     assert picked != sample_rows(rows, 40, seed=2)
     assert len(sample_rows(rows, 1000, seed=1)) == rows.num_rows
     assert sample_rows(rows.slice(0, 0), 40, seed=1) == []
+
+
+def test_more_rows_follow_that_were_not_in_the_sample(events: Callable[..., pa.Table]) -> None:
+    rows = events(rows=100)
+    first = {row["_event_id"] for row in sample_rows(rows, 30, seed=1)}
+    then = [row["_event_id"] for row in other_rows(rows, 30, seed=1, most=50)]
+    assert len(then) == len({*then} - first) == 50
+    assert len(list(other_rows(rows, 30, seed=1, most=1000))) == 70
 
 
 def test_a_request_holds_features_only_and_no_nan() -> None:
