@@ -238,7 +238,7 @@ def run_search(settings: Mapping[str, Any]) -> Json:
     search: Search = build(settings["search"], "search")
     space = search.checked(settings)
     parts, event_log, store = _ready(settings)
-    _require_room(search, parts["cluster"])
+    parts["cluster"].require_room("search", search.cpus_per_trial, search.gpus_per_trial)
     name = settings["model"]["name"]
     Registry(store, name).version(str(settings["base"]))
     snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
@@ -301,15 +301,6 @@ def _ready(
     _require_engine(parts)
     parts["serve"].check(parts["rollout"], parts["data"].task)
     return parts, event_log, store
-
-
-def _require_room(search: Search, cluster: Any) -> None:
-    """Tune would wait for ever for CPUs that a Ray of our own will never have."""
-    cpus = cluster.num_cpus or os.cpu_count() or 1
-    if not (cluster.address or os.environ.get("RAY_ADDRESS")) and search.cpus_per_trial > cpus:
-        raise ConfigError(
-            f"search.cpus_per_trial must be {cpus} or less, not {search.cpus_per_trial}: there are no more"
-        )
 
 
 def _require_rounds(parts: Mapping[str, Any], event_log: EventLog) -> None:

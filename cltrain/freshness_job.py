@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +39,8 @@ def run_freshness(settings: Mapping[str, Any]) -> Json:
     parts = {key: build(settings[key], key) for key in KEYS}
     asked: Freshness = parts["freshness"]
     modes = _modes(asked, parts["method"], settings)
-    _require_room(asked, parts["cluster"])
+    if parts["cluster"].workers:
+        parts["cluster"].require_room("freshness", asked.cpus_per_trial, asked.gpus_per_trial)
     event_log = EventLog(parts["data"])
     check_model(settings["model"], outline(event_log.schema))
     first = event_log.first()
@@ -134,15 +134,6 @@ def _modes(asked: Freshness, method: Any, settings: Mapping[str, Any]) -> list[s
             "time: set freshness.mode=stateless, or another method"
         )
     return [mode for mode in asked.modes if mode == "stateless" or continues]
-
-
-def _require_room(asked: Freshness, cluster: Any) -> None:
-    """Tune would wait for ever for CPUs that a Ray of our own will never have."""
-    cpus = cluster.num_cpus or os.cpu_count() or 1
-    if cluster.workers and not (cluster.address or os.environ.get("RAY_ADDRESS")) and asked.cpus_per_trial > cpus:
-        raise ConfigError(
-            f"freshness.cpus_per_trial must be {cpus} or less, not {asked.cpus_per_trial}: there are no more"
-        )
 
 
 def _slices(asked: Freshness, event_log: EventLog, tables: list[Any]) -> Json | None:

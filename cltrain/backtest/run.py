@@ -49,7 +49,7 @@ def run_backtest(settings: Mapping[str, Any], strategies: Strategies, write: Any
     event_log = EventLog(parts["data"])
     check_model(settings["model"], outline(event_log.schema))
     history = cut(settings, backtest, parts, event_log)
-    _require_room(backtest, parts["cluster"])
+    parts["cluster"].require_room("backtest", backtest.cpus_per_trial, backtest.gpus_per_trial)
     fixed = _fixed(strategies)
     store = open_store(settings)
     files = sorted((file.name, file.digest) for file in event_log.files.values())
@@ -128,15 +128,6 @@ def cut(settings: Mapping[str, Any], backtest: Backtest, parts: Mapping[str, Any
             f"part and to confirm the choice on the last: make backtest.period or window.bootstrap smaller"
         )
     return History(begin_us=begin, period_us=span, periods=periods, ranked=ranked)
-
-
-def _require_room(backtest: Backtest, cluster: Any) -> None:
-    """Tune would wait for ever for CPUs that a Ray of our own will never have."""
-    cpus = cluster.num_cpus or os.cpu_count() or 1
-    if not (cluster.address or os.environ.get("RAY_ADDRESS")) and backtest.cpus_per_trial > cpus:
-        raise ConfigError(
-            f"backtest.cpus_per_trial must be {cpus} or less, not {backtest.cpus_per_trial}: there are no more"
-        )
 
 
 def _fixed(strategies: Strategies) -> list[Strategy]:

@@ -52,6 +52,18 @@ class Cluster:
                 "a GPU for each"
             )
 
+    def require_room(self, job: str, cpus: float, gpus: float) -> None:
+        """Raise `ConfigError`, before anything starts, for a trial of `job` that a Ray of our own could never run: Tune
+        would wait for ever for what is not there."""
+        if self.address or os.environ.get("RAY_ADDRESS"):
+            return
+        import torch
+
+        there = (("cpus", cpus, self.num_cpus or os.cpu_count() or 1), ("gpus", gpus, torch.cuda.device_count()))
+        for what, asked, most in there:
+            if asked > most:
+                raise ConfigError(f"{job}.{what}_per_trial must be {most} or less, not {asked}: there are no more")
+
     @contextmanager
     def session(self, needed: bool, about: dict[str, str]) -> Iterator[str | None]:
         """A Ray for the block, if it is `needed` or the workers are; gives the dashboard's address, if there is one."""

@@ -49,7 +49,7 @@ def create_api(server: Server) -> FastAPI:
         yield
         await asyncio.to_thread(server.close)
 
-    problems: dict[int | str, dict[str, Any]] = {status: {"model": schemas.Problem} for status in (413, 422, 503)}
+    problems = schemas.problems(413, 422, 503)
     api = FastAPI(
         title="cltrain",
         description=f"Answers of {server.settings.model}, by the versions that its registry wants.",
@@ -140,17 +140,14 @@ def _add_state_routes(api: FastAPI, server: Server) -> None:
 
 def _add_admin_routes(api: FastAPI, server: Server) -> None:
     admin = [Depends(_admin_check(server.settings))]
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.Problem} for status in (401, 403, 404, 409, 422, 503)
-    }
 
-    @api.post("/promote", dependencies=admin, responses=problems)
+    @api.post("/promote", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def promote(body: schemas.PromoteRequest) -> schemas.SwapAnswer:
         """Load and verify a version, then make it the champion. Every replica follows by itself."""
         version, epoch = await asyncio.to_thread(server.promote, body.version, body.reason, body.expected)
         return schemas.SwapAnswer(version=server.name(version), epoch=epoch)
 
-    @api.post("/rollback", dependencies=admin, responses=problems)
+    @api.post("/rollback", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def rollback(body: schemas.RollbackRequest) -> schemas.SwapAnswer:
         """Make the previous champion the champion again; it is still in memory."""
         version, epoch = await asyncio.to_thread(server.rollback, body.reason)

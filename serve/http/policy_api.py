@@ -17,22 +17,18 @@ SHOWN = 50
 
 
 def add_policy_routes(api: FastAPI, server: Server, admin: list[Any]) -> None:
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.Problem} for status in (401, 403, 404, 409, 422, 503)
-    }
-
     @api.get("/policy")
     async def policy() -> schemas.PolicyAnswer:
         """The document in force, and those that were, latest first."""
         return await asyncio.to_thread(_state, server)
 
-    @api.post("/policy", dependencies=admin, responses=problems)
+    @api.post("/policy", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def put(body: schemas.PolicyRequest) -> schemas.PolicyAnswer:
         """Put another threshold in force if the log can tell what it would earn, and it is not less. The estimate is in
         the answer."""
         return await asyncio.to_thread(_put, server, body)
 
-    @api.post("/policy/rollback", dependencies=admin, responses=problems)
+    @api.post("/policy/rollback", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def rollback(body: schemas.PolicyRollbackRequest) -> schemas.PolicyAnswer:
         """Put the document before the present one in force again, or the one that is named, whatever the model is.
         Nothing adapts it until another is put in force."""

@@ -13,7 +13,7 @@ from starlette.background import BackgroundTask
 
 from cltrain.errors import DataError
 from serve.http.arrow_api import about
-from serve.http.schemas import Id, Instant, PredictRow, Problem, Text, Value, _Body
+from serve.http.schemas import ADMIN_PROBLEMS, Id, Instant, PredictRow, Text, Value, _Body
 from serve.logs.segments import new_id
 from serve.policy.reranking import WeightsPolicy
 from serve.rollout.interleaving import Candidates, contest, duel, interleave
@@ -101,9 +101,7 @@ class WeightsAnswer(BaseModel):
 
 
 def add_weights_route(api: FastAPI, server: Server, admin: list[Any]) -> None:
-    problems: dict[int | str, dict[str, Any]] = {s: {"model": Problem} for s in (401, 403, 409, 422, 503)}
-
-    @api.post("/policy/weights", dependencies=admin, responses=problems)
+    @api.post("/policy/weights", dependencies=admin, responses=ADMIN_PROBLEMS)
     async def put(body: WeightsRequest) -> WeightsAnswer:
         """Put re-ranking weights in force. `POST /policy/rollback` goes back to what was before."""
         return await asyncio.to_thread(_put, server, body)

@@ -21,26 +21,22 @@ SHOWN = 50
 
 
 def add_rollout_routes(api: FastAPI, server: Server, admin: list[Any]) -> None:
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.Problem} for status in (401, 403, 404, 409, 422, 503)
-    }
-
     @api.get("/rollouts")
     async def rollouts() -> schemas.RollOutsAnswer:
         """What serves, the roll-out that runs and what was seen of it, and those before it."""
         return await asyncio.to_thread(_state, server)
 
-    @api.post("/rollouts", dependencies=admin, responses=problems)
+    @api.post("/rollouts", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def start(body: schemas.RollOutRequest) -> schemas.RollOutsAnswer:
         """Load and verify a version here, then start its roll-out; it has traffic once every replica holds it."""
         return await asyncio.to_thread(_start, server, body)
 
-    @api.post("/rollouts/halt", dependencies=admin, responses=problems)
+    @api.post("/rollouts/halt", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def halt(body: schemas.EndRequest) -> schemas.RollOutsAnswer:
         """The champion answers everything again; the version may be offered another time."""
         return await asyncio.to_thread(_end, server, body, "stop")
 
-    @api.post("/rollouts/promote", dependencies=admin, responses=problems)
+    @api.post("/rollouts/promote", dependencies=admin, responses=schemas.ADMIN_PROBLEMS)
     async def promote(body: schemas.EndRequest) -> schemas.RollOutsAnswer:
         """The version under trial becomes the champion now."""
         return await asyncio.to_thread(_end, server, body, "promote")

@@ -321,3 +321,11 @@ class Ready(BaseModel):
 
 class Problem(BaseModel):
     detail: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI says of answers with these statuses."""
+    return {status: {"model": Problem} for status in statuses}
+
+
+ADMIN_PROBLEMS = problems(401, 403, 404, 409, 422, 503)

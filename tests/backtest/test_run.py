@@ -69,6 +69,9 @@ def test_mistakes_are_said_before_anything_starts(made: Made, given: Given) -> N
     settings, strategies = made(given("backtest.cpus_per_trial=3"))
     with pytest.raises(ConfigError, match=r"backtest.cpus_per_trial must be 2 or less"):
         run_backtest(settings, strategies)
+    settings, strategies = made(given("backtest.gpus_per_trial=99"))
+    with pytest.raises(ConfigError, match=r"backtest.gpus_per_trial must be \d or less"):
+        run_backtest(settings, strategies)
     settings, strategies = made(given("clock=wall"))
     with pytest.raises(ConfigError, match="set clock=data"):
         run_backtest(settings, strategies)

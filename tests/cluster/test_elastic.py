@@ -13,6 +13,7 @@ import pytest
 from cltrain.cluster import Cluster
 from cltrain.errors import ConfigError
 from cltrain.records import UpdateRequest, to_json
+from cltrain.registry import Store
 from tests.cluster.under_way import of_many_steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,3 +60,9 @@ def test_an_update_that_lost_a_node_is_done_again_by_those_that_are_left(request
 def test_settings_out_of_range_say_what_to_do(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Cluster(**settings)  # type: ignore[arg-type]
+
+
+def test_threads_are_what_was_asked_for_and_on_record(request_of: tuple[UpdateRequest, str]) -> None:
+    request, root = request_of
+    with Cluster(workers=0, threads_per_worker=2).runner(Store(root=root)) as runner:
+        assert runner.update(request).made["threads"] == 2  # type: ignore[attr-defined]

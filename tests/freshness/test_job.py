@@ -89,6 +89,8 @@ def test_what_is_wrong_is_said_before_anything_starts(small: Small) -> None:
         run_freshness(small("freshness.mode=stateful", "method=from_scratch", job="freshness"))
     with pytest.raises(ConfigError, match=r"freshness\.cpus_per_trial must be 2 or less"):
         run_freshness(small("freshness.cpus_per_trial=3", "cluster.workers=1", "cluster.num_cpus=2", job="freshness"))
+    with pytest.raises(ConfigError, match=r"freshness\.gpus_per_trial must be \d or less"):
+        run_freshness(small("freshness.gpus_per_trial=99", "cluster.workers=1", job="freshness"))
     with pytest.raises(UpdateError, match=r"none of \d+ trials could be trained: .*finite"):
         run_freshness(small(*QUICK, "train.stateless.learning_rate=1e30", job="freshness"))
 

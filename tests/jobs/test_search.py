@@ -74,6 +74,8 @@ def test_what_is_wrong_is_said_before_anything_starts(small: Small) -> None:
         run_search(small("search.max_rows=100", job="search"))
     with pytest.raises(ConfigError, match=r"search\.cpus_per_trial must be 2 or less"):
         run_search(small("search.cpus_per_trial=3", "cluster.num_cpus=2", job="search"))
+    with pytest.raises(ConfigError, match=r"search\.gpus_per_trial must be \d or less"):
+        run_search(small("search.gpus_per_trial=99", job="search"))
 
 
 def test_validation_rows_are_the_newest_and_never_held_out(small: Small) -> None:

@@ -14,6 +14,7 @@ from cltrain.registry.deployment import Deployments
 from serve.local import LocalServing, tell_of
 from serve.rollout.controller import Controller, begin
 from serve.rollout.kinds import Action, Canary
+from serve.settings import admin_token_digest
 from tests.versions import registered
 
 
@@ -111,3 +112,11 @@ def test_a_function_to_tell_must_be_one() -> None:
     for wrong in ("nowhere.at_all", "sys.maxsize"):
         with pytest.raises(ConfigError, match=r"serve\.alert"):
             LocalServing(alert=wrong)
+
+
+def test_the_token_of_admins_is_in_the_variable_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKER_TOKEN", "a token of the tests")
+    told = LocalServing(admin_token_env="RANKER_TOKEN").settings(Store(root=str(tmp_path)), "ranker")
+    assert told["admin_token_sha256"] == admin_token_digest("RANKER_TOKEN") is not None
+    assert told["admin_token_env"] == "RANKER_TOKEN", "which a refusal names"
+    assert LocalServing().settings(Store(root=str(tmp_path)), "ranker")["admin_token_sha256"] is None

@@ -1,19 +1,16 @@
-"""Outcomes from logs: weights, what is read as the logs grow, and the pre-period."""
+"""Outcomes from logs: weights, and what is read as the logs grow."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,22 +18,15 @@ from hypothesis import strategies as st
 
 from cltrain.online.ab import conclude
 from cltrain.online.moments import Moments
-from cltrain.registry import Registry, Store
-from cltrain.registry.deployment import Deployments
 from cltrain.storage import Storage
 from serve.logs.feedback import FOLDER as FEEDBACK
-from serve.logs.feedback import SCHEMA as FEEDBACK_SCHEMA
 from serve.logs.feedback import join_feedback, read_feedback
-from serve.logs.prediction_log import FOLDER, SCHEMA, SHADOW_FOLDER, read_predictions
+from serve.logs.prediction_log import FOLDER, SHADOW_FOLDER, read_predictions
 from serve.logs.strata import Strata, drawn
-from serve.rollout.controller import Controller, begin, kind_of
 from serve.rollout.joined import Places
 from serve.rollout.kinds import ABTest, tally_of
 from serve.rollout.outcomes import OutcomeReader, Outcomes, read_outcomes
-
-START = datetime(2024, 3, 1, tzinfo=UTC)
-ABOUT: dict[str, Any] = {"version": "1.1", "since": START, "reward_type": "implicit", "kind": "ab"}
-NUMBERS = itertools.count()
+from tests.serve.logs import ABOUT, NUMBERS, START, answer, label, write
 
 
 class Row:
@@ -44,30 +34,6 @@ class Row:
 
     def __init__(self, unit: str, arm: str, prediction: float = 0.5) -> None:
         self.request_id, self.unit_id, self.arm, self.prediction = f"q{next(NUMBERS)}", unit, arm, prediction
-
-
-def write(storage: Storage, folder: str, rows: list[dict[str, Any]], name: str | None = None) -> None:
-    """A segment of one batch, or one more batch of a segment that is there."""
-    schema = FEEDBACK_SCHEMA if folder == FEEDBACK else SCHEMA
-    path = Path(storage.path(f"{folder}/{name or f'r-{next(NUMBERS):06d}'}.arrow"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    batches = list(pa.ipc.open_stream(path.read_bytes())) if path.exists() else []
-    with pa.ipc.new_stream(str(path), schema) as writer:
-        for batch in (*batches, pa.RecordBatch.from_pylist(rows, schema)):
-            writer.write_batch(batch)
-
-
-def answer(unit: str | None, arm: str = "champion", **more: Any) -> dict[str, Any]:
-    number = next(NUMBERS)
-    given = {"request_id": f"q{number}", "event_id": f"e{number}", "time": START + timedelta(seconds=1), "model": "m"}
-    given |= {"version": "1.1" if arm == "challenger" else "1.0", "epoch": 3, "prediction": 0.5, "label_answer": "0"}
-    return {**given, "unit_id": unit, "arm": arm, "weight": 1.0, "features": "{}", **more}
-
-
-def label(row: dict[str, Any], value: float, type: str = "system", **more: Any) -> dict[str, Any]:
-    at = START + timedelta(hours=1, microseconds=next(NUMBERS))
-    given = {"request_id": row["request_id"], "type": type, "label": f"{value:g}", "label_value": value}
-    return {**given, "label_time": at, "received_at": at, **more}
 
 
 def reference(storage: Storage, *, kind: str = "ab", reward_type: str = "implicit", **_: Any) -> dict[Any, Any]:
@@ -319,123 +285,6 @@ def test_pairs_that_are_settled_stay(tmp_path: Path) -> None:
     assert len(readers[0]._live.rows) <= 60
     assert len(readers[0]._shadow.rows) <= 80
     assert astuple(one.paired) == pytest.approx(astuple(other.paired))
-
-
-def history(
-    storage: Storage, seed: int, covariate: str, better: float = 0.0, units: int = 1_500
-) -> tuple[float, float]:
-    """A regression whose units have habits; a third of them is new. The share of the variance that is left, and the
-    difference in errors."""
-    rng = np.random.default_rng(seed)
-    rows, labels = [], []
-    for number in range(units):
-        habit, arm = rng.gamma(2.0, 1.0), ("champion", "challenger")[rng.integers(2)]
-        start = {
-            "label_answer": None,
-            "prediction": 0.0,
-            "features": json.dumps({"habit": habit if number % 3 else None}),
-        }
-        if number % 3:
-            for _ in range(6):
-                rows.append(answer(f"u{number}", time=START - timedelta(days=1), epoch=1, **start))
-                at = START - timedelta(hours=1, microseconds=next(NUMBERS))
-                error = float(rng.normal(0, habit**0.5))
-                labels.append(label(rows[-1], error, label_time=at))
-        lift = better if arm == "challenger" else 0.0
-        for _ in range(6):
-            rows.append(answer(f"u{number}", arm, **start))
-            labels.append(label(rows[-1], float(rng.normal(0, (habit - lift * habit) ** 0.5))))
-    write(storage, FOLDER, rows)
-    write(storage, FEEDBACK, labels)
-    plain, adjusted = (read_outcomes(storage, "m", **ABOUT, covariate=c).contrast("loss") for c in ("none", covariate))
-    assert plain is not None
-    assert adjusted is not None
-    assert plain.n == adjusted.n
-    return (adjusted.error / plain.error) ** 2, adjusted.difference / adjusted.error
-
-
-@pytest.mark.parametrize("covariate", ["pre_period", "habit"])
-def test_what_was_known_before_takes_variance_out(tmp_path: Path, covariate: str) -> None:
-    """The variance falls by the square of the correlation, which is 0 for the third that is new."""
-    shares, z = np.array([history(Storage(tmp_path / str(i)), i, covariate) for i in range(12)]).T
-    rng = np.random.default_rng(0)
-    habit = rng.gamma(2.0, 1.0, 200_000)
-    loss, before = (habit * rng.chisquare(6, len(habit)) / 6 for _ in range(2))
-    known = np.arange(len(habit)) % 3 > 0
-    x = before if covariate == "pre_period" else habit
-    x = np.where(known, x, x[known].mean())
-    assert shares.mean() == pytest.approx(1 - np.corrcoef(loss, x)[0, 1] ** 2, abs=0.05)
-    assert shares.mean() < 0.93
-    assert abs(z.mean()) < 3.5 / 12**0.5, "no bias"
-    better = history(Storage(tmp_path / "better"), 99, covariate, better=0.3)
-    assert better[1] < -3
-
-
-def test_labels_that_came_after_the_start_are_no_pre_period(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
-    rows = [answer(f"u{i}", ("champion", "challenger")[i % 2], prediction=0.3 + 0.01 * i) for i in range(20)]
-    before = [answer(r["unit_id"], time=START - timedelta(days=1), prediction=r["prediction"]) for r in rows]
-    old = [answer(r["unit_id"], time=START - timedelta(days=40), prediction=r["prediction"]) for r in rows]
-    write(storage, FOLDER, rows + before + old)
-    known = START - timedelta(hours=1)
-    write(storage, FEEDBACK, [label(r, 1.0) for r in rows + before] + [label(r, 1.0, label_time=known) for r in old])
-    found = read_outcomes(storage, "m", **ABOUT, covariate="pre_period").periods[0].moments["champion"]["loss"]
-    assert found.xx == 0
-    write(storage, FEEDBACK, [label(r, 0.0, label_time=known) for r in before])
-    (period,) = read_outcomes(storage, "m", **ABOUT, covariate="pre_period").periods
-    assert all(period.moments[arm]["loss"].xx > 0 for arm in period.moments)
-
-
-def test_the_controller_follows_the_pre_period(
-    registry: Registry, store: Store, serve_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through the API: units that come before the test begins and again in it, whose labels come late."""
-    monkeypatch.setattr("serve.rollout.controller.LABELS_S", 0.0)
-    monkeypatch.setattr("serve.rollout.controller.READING_SHARE", 1e9)
-    registry.promote("1.0", reason="first")
-    client = serve_store(store, evidence_s=0.02)
-    controller, waiting = Controller(registry, replicas=1), [list[str](), list[str]()]
-
-    def send(of: list[str]) -> None:
-        for number in range(40):
-            rows = [{"features": {"distance": 100.0 * number, "carrier": "UA"}}]
-            answers = client.post("/predict", json={"rows": rows, "unit_id": f"u{number}"}).json()
-            of += [one["request_id"] for one in answers["predictions"]]
-
-    def label_all(ids: list[str]) -> None:
-        rows = [{"request_id": id_, "label": number % 2} for number, id_ in enumerate(ids)]
-        assert client.post("/feedback", json={"rows": rows}).status_code == 200
-        ids.clear()
-
-    def follow(wanted: Callable[[], Any]) -> None:
-        end = time.monotonic() + 30
-        while not wanted():
-            assert time.monotonic() < end, controller._outcomes
-            controller.look()
-            time.sleep(0.02)
-
-    def labelled() -> int:
-        return sum(m["loss"].n for p in controller._outcomes.periods for m in p.moments.values() if "loss" in m)
-
-    send(waiting[0])
-    label_all(waiting[0])
-    guard = {"max_p99_ratio": None, "max_score_shift": None, "max_loss_increase": None}
-    kind = kind_of("ab", {"covariate": "pre_period", "guardrails": guard})
-    begin(Deployments(registry), kind, "1.1", by="test", reason="which")
-    follow(
-        lambda: len(client.server.resident.current.arms) == 2 and client.server.deployments.current().running.step == 0
-    )
-    end = time.monotonic() + 30
-    while client.server.resident.current.deployment.running.step != 0:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    send(waiting[1])
-    follow(lambda: sum(sum(p.exposed.values()) for p in controller._outcomes.periods) == 40)
-    assert labelled() == 0
-    label_all(waiting[1])
-    follow(lambda: labelled() == 40)
-    (period,) = [p for p in controller._outcomes.periods if sum(p.exposed.values())]
-    assert all(period.moments[arm]["loss"].xx > 0 for arm in ("champion", "challenger"))
 
 
 @given(st.lists(st.lists(st.integers(-3, 3), max_size=20), max_size=12), st.lists(st.integers(-4, 4), max_size=10))

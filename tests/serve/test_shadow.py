@@ -121,6 +121,27 @@ def talk(store: Store, *messages: Any) -> list[Any]:
     return [json.loads(line) for line in sink.getvalue().splitlines()]
 
 
+def test_a_copy_that_has_waited_too_long_is_shed(
+    store: Store, registry: Registry, events: Callable[..., pa.Table]
+) -> None:
+    registry.promote("1.0", reason="first")
+    told = ServerSettings(store=store.to_json(), model="binary", poll_s=600.0, evidence_s=600.0, shadow_max_age_s=1e-9)
+    server, controller = Server(told), Controller(registry, replicas=1)
+    begin(Deployments(registry), KIND, "1.1", by="test", reason="try")
+    server.resident.refresh()
+    until(lambda: server.shadow._process is not None and server.shadow._process.staged)
+    server.recorder.publish()
+    action = controller.look()
+    assert action is not None
+    assert action.to == 0
+    server.resident.refresh()
+    for row in events(rows=5).to_pylist():
+        server.predict([PredictRow(event_id=row["_event_id"], features={"distance": row["distance"]})])
+    until(lambda: counters(server).shed == 5)
+    assert counters(server).compared == 0
+    server.close()
+
+
 def test_a_shadow_that_cannot_be_loaded_says_why(store: Store, registry: Registry) -> None:
     hello, answered, failed = talk(
         store, *([{EVENT_TIME: "2024-01-01T00:00:00+00:00", "distance": distance}] for distance in (900, "far"))

@@ -77,6 +77,21 @@ class Broken:
         self.ended += 1
 
 
+def test_a_run_belongs_to_the_entity_that_is_named(tmp_path, monkeypatch, make):
+    given = {}
+
+    class Asked(Broken):
+        def init(self, **settings):
+            given.update(settings)
+            return self
+
+    monkeypatch.setattr(module, "_wandb", lambda: Asked(100))
+    tracker = Wandb(mode="offline", entity="a-team", project="fresh", tags=("night",))
+    tracker.start(make.run_info(tmp_path), [])
+    tracker.close([], {})
+    assert (given["entity"], given["project"], given["tags"]) == ("a-team", "fresh", ["night"])
+
+
 @pytest.mark.parametrize("calls", [0, 2, 3])
 def test_a_broken_wandb_stops_no_loop(tmp_path, monkeypatch, caplog, make, calls):
     broken = Broken(calls)
