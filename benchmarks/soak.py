@@ -45,20 +45,21 @@ async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
     rows = make_rows(64)
     expected = offline(app.store, app.versions, rows)
     held: list[tuple[float, ...]] = []
-    swap = in_place(app, options.versions)
     replicas = list(app.replicas().values())
-
-    async def watched() -> Event:
-        event = await swap()
-        held.append(what_is_held(replicas))
-        return event
-
     async with Clients(app.url, rows) as clients:
         capacity = per_second(await clients.closed_loop(options.capacity_s, at_once=16))
         rate = options.rate or options.load * capacity
         plan = [(1.0 + i * options.every_s, True) for i in range(options.warm_up + options.swaps)]
         started = time.perf_counter()
-        asked, events = await under_load(clients, rate, plan, watched)
+        with in_place(app, options.versions) as swap:
+            await swap()  # which starts the process
+
+            async def watched() -> Event:
+                event = await swap()
+                held.append(what_is_held(replicas))
+                return event
+
+            asked, events = await under_load(clients, rate, plan, watched)
         took = time.perf_counter() - started
         everything = list(clients.asked)
     tenth = max(1, options.swaps // 10)

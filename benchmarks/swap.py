@@ -1,7 +1,8 @@
 """What a change of version costs the requests that are under way, at half of what the replicas can do and more.
 
 Requests go out at an even rate and are timed from when they were due. While they do, versions are promoted in place,
-mixed at random with shams: moments just like it at which nothing is promoted. `ratio` is p99 of the requests due in the
+mixed at random with shams: moments just like it at which nothing is promoted. Another process than that of the clients
+promotes, as in life: its work is no delay of theirs. `ratio` is p99 of the requests due in the
 `--window-s` seconds after a swap over that after a sham, with its 95 % interval from resampling the moments. Each swap
 loads a version that no replica holds. `asked to new` and `asked to old` are ms from the call that promotes to the first
 answer of the new version and to the last one of the old, loading included, which takes `load ms` where nothing else
@@ -16,17 +17,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from benchmarks.deployed import BARE, Deployed, deployed, load_seconds, make_rows, offline
 from benchmarks.load import Asked, Clients, latencies_ms, p, per_second
-from cltrain.registry import Registry
+from cltrain.registry import Registry, Store
 from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
 
@@ -72,9 +77,9 @@ async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
         rate = options.rate or options.load * capacity
         interval = max(options.requests / rate / (2 * options.swaps), options.window_s + 0.5)
         print(f"capacity {capacity:.0f}/s, at {rate:.0f}/s, a swap or a sham every {interval:.2f} s", flush=True)
-        asked, events = await under_load(
-            clients, rate, schedule(options.swaps, interval, options.seed), in_place(app, options.versions)
-        )
+        with in_place(app, options.versions) as swap:
+            await swap()  # which starts the process
+            asked, events = await under_load(clients, rate, schedule(options.swaps, interval, options.seed), swap)
         everything = list(clients.asked)
     swaps = [event for event in events if event.epoch]
     ratio, interval_of = p99_ratio(asked, events, options.window_s, options.seed)
@@ -110,17 +115,32 @@ def schedule(swaps: int, interval: float, seed: int) -> list[tuple[float, bool]]
     return [(SETTLE_S + i * interval, bool(kind)) for i, kind in enumerate(kinds)]
 
 
-def in_place(app: Deployed, versions: int) -> Callable[[], Awaitable[Event]]:
-    """Promotes the version that has been away for longest."""
-    registry, turn = Registry(app.store, app.registry.model), iter(range(1, 10**9))
+@contextmanager
+def in_place(app: Deployed, versions: int) -> Iterator[Callable[[], Awaitable[Event]]]:
+    """Promotes the version that has been away for longest, in another process."""
+    turn = iter(range(1, 10**9))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as promoter:
 
-    async def swap() -> Event:
-        event = Event(time.perf_counter(), version=app.versions[next(turn) % versions])
-        event.epoch = await asyncio.to_thread(registry.promote, event.version, reason="swap")
-        event.done = time.perf_counter()
-        return event
+        async def swap() -> Event:
+            version = app.versions[next(turn) % versions]
+            asked = promoter.submit(promote, app.store.to_json(), app.registry.model, version)
+            return await asyncio.wrap_future(asked)
 
-    return swap
+        yield swap
+
+
+def promote(store: dict[str, str], model: str, version: str) -> Event:
+    """Promote in this process; `time.perf_counter` is the same in all processes of a machine."""
+    registry = _registry(store["root"], store["url"], model)
+    event = Event(time.perf_counter(), version=version)
+    event.epoch = registry.promote(version, reason="swap")
+    event.done = time.perf_counter()
+    return event
+
+
+@cache
+def _registry(root: str, url: str, model: str) -> Registry:
+    return Registry(Store(root=root, url=url), model)
 
 
 async def under_load(

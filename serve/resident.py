@@ -21,7 +21,7 @@ from cltrain.registry.base import CHAMPION, PREVIOUS
 from cltrain.registry.deployment import SHADOW, Deployment, Deployments
 from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
-from cltrain.train.state import load_golden, weights_digest
+from cltrain.train.state import load_golden, load_state, weights_digest
 from serve.policy.policy_layer import ThresholdPolicy
 from serve.rollout.bandit import BANDIT, Chooser
 from serve.scores import chosen
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WARM_UP_ROWS = (1, 1, 32)
 MAX_RETRY_S = 5.0
+MAX_PAUSE_S = 0.02
 REMOTE_SNAPSHOT_S = 1.0  # between two looks at a bandit's snapshot in an object store, at least
 BYTES_PER_PARAMETER = 4
 
@@ -203,10 +204,12 @@ class ResidentVersions:
                 self.refresh()
 
     def _follow_to(self, epoch: int) -> bool:
+        pause = self._pauses()
         deployment = self._deployments.current()
         self.registry_epoch = deployment.epoch
         if deployment.champion is None or (self.current is not None and self.current.epoch == deployment.epoch):
             return False
+        pause()
         champion = self._load(self._registry.version(deployment.champion))
         self.problems, self._held = {}, set()
         # What is here already answers at once; a challenger that has to be loaded has no share before all have it.
@@ -311,9 +314,14 @@ class ResidentVersions:
         with self._loading:
             if record.version not in self._loaded:
                 self._require_memory(record)
-                loaded = load(self._registry.store.storage, record)
+                loaded = load(self._registry.store.storage, record, self._pauses())
                 self._loaded = {**self._loaded, record.version: loaded}
             return self._loaded[record.version]
+
+    def _pauses(self) -> Callable[[], None]:
+        """What is called between two pieces of work: it rests for as long as the last one took, so that the requests
+        which wait for the interpreter meanwhile are answered. Nobody waits while nothing is served."""
+        return _Pauses() if self.current is not None else lambda: None
 
     def _require_memory(self, record: VersionRecord) -> None:
         needed = BYTES_PER_PARAMETER * record.challenger.parameters
@@ -337,20 +345,36 @@ class ResidentVersions:
                 }
 
 
-def load(storage: Storage, record: VersionRecord) -> Loaded:
-    """A version that is whole, is the registered one, and answers as it did when it was made. Raises `DigestError` or
-    `ServingError` otherwise. One from before there were golden batches needs only answer."""
+class _Pauses:
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __call__(self) -> None:
+        time.sleep(min(time.perf_counter() - self._since, MAX_PAUSE_S))
+        self._since = time.perf_counter()
+
+
+def load(storage: Storage, record: VersionRecord, pause: Callable[[], None] = lambda: None) -> Loaded:
+    """A version that is whole, is the registered one, and answers as it did when it was made; `pause` is called between
+    pieces of the work. Raises `DigestError` or `ServingError` otherwise. One from before there were golden batches
+    needs only answer."""
     started = time.perf_counter()
     if weights_digest(storage, record.state) != record.weights_digest:
         raise DigestError(f"{record.model}:{record.version}: the weights in {record.state} are not the registered ones")
-    predictor = Predictor.load(storage, record.state)
+    pause()
+    state = load_state(storage, record.state, only_weights=True)
+    pause()
+    predictor = Predictor.of(state)
     for rows in WARM_UP_ROWS:
+        pause()
         for answer in predictor.answer([{EVENT_TIME: datetime.now(UTC)}] * rows):
             if not math.isfinite(chosen(answer)[0]):
                 raise ServingError(
                     f"{record.model}:{record.version} answers {answer} to a row of nulls: it is not served"
                 )
+    pause()
     golden = load_golden(storage, record.state)
+    pause()
     if golden is not None and (why := golden.problem(predictor)):
         raise ServingError(f"{record.model}:{record.version} {why}; it is not served")
     return Loaded(record.version, predictor, record.weights_digest, datetime.now(UTC), time.perf_counter() - started)

@@ -256,7 +256,7 @@ class Server:
     def record(self, version: str) -> VersionRecord:
         """A version by its number, with the model's name before it or without; raises `NoSuchVersionError`."""
         number = version.removeprefix(f"{self.settings.model}:")
-        record = next((v for v in self.registry.versions() if v.version == number), None)
+        record = self.registry.find(number)
         if record is None:
             raise NoSuchVersionError(f"{self.settings.model} has no version {number!r}: see `cltrain versions`")
         return record
@@ -265,17 +265,18 @@ class Server:
         """A roll-out that runs is over, and the champion from before it answers everything; else the previous champion
         is the champion again. Raises `NoSuchVersionError` when there is none, `ConflictError` when it was taken
         back."""
-        if self.deployments.current().running is not None:
+        now = self.deployments.current()
+        if now.running is not None:
             done = end(self.deployments, Action("stop", reason), by="POST /rollback")
             self.resident.wake()
             assert done.champion is not None
             return done.champion, done.epoch
-        previous = next((v for v in self.registry.versions() if PREVIOUS in v.aliases), None)
+        previous = now.roles.get(PREVIOUS)
         if previous is None:
             raise NoSuchVersionError(f"{self.settings.model} has no previous champion to go back to")
-        if why := self.deployments.refused(previous.version):
+        if why := self.deployments.refused(previous):
             raise ConflictError(
-                f"the previous champion {previous.version} was taken back by its guardrails ({why}): promote the "
+                f"the previous champion {previous} was taken back by its guardrails ({why}): promote the "
                 "version that you want by its number"
             )
         version, epoch = self.registry.rollback(by="POST /rollback", reason=reason)

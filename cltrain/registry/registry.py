@@ -50,6 +50,12 @@ class Registry(Aliases, Ancestry, Approvals, Permissions, Annotations):
         with self.store.reading() as session:
             return self._record(session, self._row(session, name))
 
+    def find(self, number: str) -> VersionRecord | None:
+        """A version by its number alone; None where there is none."""
+        with self.store.reading() as session:
+            row = session.get(VersionRow, (self.model, number))
+            return self._record(session, row) if row is not None else None
+
     def card(self, version: str) -> ReportCard:
         with self.store.reading() as session:
             return from_json(ReportCard, self._row(session, version).card)

@@ -10,9 +10,9 @@ import torch
 
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployment, Deployments
-from cltrain.storage import Storage
 from cltrain.train.predictor import Predictor
-from serve.resident import ResidentVersions
+from cltrain.train.state import State
+from serve.resident import MAX_PAUSE_S, ResidentVersions
 from tests.serve.conftest import add_version
 
 
@@ -83,19 +83,30 @@ def test_a_version_that_is_not_the_registered_one_leaves_the_old_one_serving(
         wait_for(resident, ("1.1", 2))
 
 
+def test_whoever_is_answered_meanwhile_waits_for_a_piece_of_the_loading_only(
+    resident: ResidentVersions, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr("serve.resident.time.sleep", rests.append)
+    registry.promote("1.1", reason="better")
+    assert resident.refresh()
+    assert len(rests) > 5
+    assert max(rests) <= MAX_PAUSE_S
+
+
 def test_a_version_that_answers_nan_is_not_served(
     resident: ResidentVersions, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = Predictor.load
+    of = Predictor.of
 
-    def load_broken(storage: Storage, prefix: str) -> Predictor:
-        predictor = load(storage, prefix)
+    def broken(state: State) -> Predictor:
+        predictor = of(state)
         with torch.no_grad():
             for parameter in predictor.model.parameters():
                 parameter.fill_(float("nan"))
         return predictor
 
-    monkeypatch.setattr(Predictor, "load", load_broken)
+    monkeypatch.setattr(Predictor, "of", broken)
     registry.promote("1.1", reason="better")
     assert not resident.refresh()
     assert serves(resident) == ("1.0", 1)
