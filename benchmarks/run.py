@@ -35,6 +35,7 @@ CASES = (
     "soak",
     "join",
     "slices",
+    "live",
 )
 MODULES = {"serve": "serving"}  # of cases that are not called like theirs
 ROOT = Path(__file__).resolve().parent.parent

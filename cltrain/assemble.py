@@ -24,6 +24,7 @@ from cltrain.data.snapshot import Snapshots
 from cltrain.errors import ConfigError, StoreError, UpdateError
 from cltrain.evaluate import PredictionCache, headline
 from cltrain.evaluate.spread import COLD_S, Spread
+from cltrain.handover import EarlierSnapshots, read_log, warn
 from cltrain.loop import Loop
 from cltrain.models.build import check_model, supports_incremental
 from cltrain.parts import Timeline
@@ -112,7 +113,7 @@ def running_loop(
     parts, event_log, store = _ready(settings, event_log, aside)
     name = settings["model"]["name"]
     registry = Registry(store, name)
-    snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
+    snapshots = EarlierSnapshots(event_log, registry, settings["data"], parts["snapshot"], settings["seed"])
     info = run_info(settings, parts["data"].task, store)
     serving, cluster = parts["serve"], parts["cluster"]
     about = {"job": settings["name"], "model": name, "store": info.store}
@@ -200,7 +201,7 @@ def run_evaluation(settings: Mapping[str, Any]) -> Json:
     registry = Registry(store, settings["model"]["name"])
     version, rival = (registry.version(str(settings[key])) for key in ("version", "against"))
     event_log = EventLog(parts["data"])
-    snapshots = Snapshots(event_log, store.storage, parts["snapshot"], settings["seed"])
+    snapshots = EarlierSnapshots(event_log, registry, settings["data"], parts["snapshot"], settings["seed"])
     rounds = [r for r in RoundLog(store, registry.model).finished() if r.sound]
     held_out = [(r.index, snapshots.table(r.observation.holdout)) for r in rounds]
     ours, theirs = (Predictor.load(store.storage, v.state) for v in (version, rival))
@@ -293,11 +294,14 @@ def _ready(
     name = settings["model"]["name"]
     if not name or "/" in name or ":" in name:
         raise ConfigError(f"model.name={name!r} must be a name without / and :")
-    event_log = event_log or EventLog(parts["data"])
+    event_log = event_log or read_log(parts, settings, open_store(settings, create=False))
     check_model(settings["model"], outline(event_log.schema))
     parts["evaluate"].check(parts["data"].task, [f.name for f in event_log.schema.features])
     store = open_store(settings, create=not aside)
-    _require_rounds(parts, event_log)
+    if rounds := RoundLog(store, name).finished():
+        warn(parts, event_log, rounds)
+    else:
+        _require_rounds(parts, event_log)
     _require_engine(parts)
     parts["serve"].check(parts["rollout"], parts["data"].task)
     return parts, event_log, store

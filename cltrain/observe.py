@@ -76,13 +76,19 @@ class Watch:
     def _reference(self) -> Shape | None:
         """What the last sound windows of the series were like, added up."""
         sound = [r for r in self.finished if r.index >= 0 and r.observation.events and not r.observation.problems]
-        shapes = [self._shape(r.window, r.observation.arrived) for r in sound[-self.contract.history :]]
+        shapes = [
+            self._shape(r.window, r.observation.arrived, not self.log.count(r.window.start, r.window.end))
+            for r in sound[-self.contract.history :]
+        ]
         return sum(shapes, Shape()) if shapes else None
 
-    def _shape_of(self, window: Window, arrived: Snapshot) -> Shape:
+    def _shape_of(self, window: Window, arrived: Snapshot, elsewhere: bool = False) -> Shape:
+        """elsewhere: the events are not in this log, since a job on other data had the window; the rows that arrived in
+        it are in the store."""
+        rows = self.snapshots.table(arrived)
         return self.contract.shape(
-            self.log.between(window.start, window.end),
-            self.snapshots.table(arrived).column(LABEL),
+            [rows] if elsewhere else self.log.between(window.start, window.end),
+            rows.column(LABEL),
             self.log.source.columns.task,
             seconds=(window.end - window.start).total_seconds(),
         )

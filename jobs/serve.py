@@ -18,6 +18,10 @@ from jobs.entry import job
 @job("serve_app")
 def main(settings: dict[str, Any]) -> Json:
     serving, cluster = build(settings["serve"], "serve"), build(settings["cluster"], "cluster")
+    if not serving.needs_ray:
+        raise ConfigError(
+            "this job starts the application, which serve=running finds and serve=none has not: serve=local"
+        )
     root, url = settings["store"]["root"], settings["store"]["url"]
     store = Store(root=root, url=url) if root and url else Store.at(root or latest_store())
     name = settings["model"]["name"] or _only(models(store), store.root)

@@ -12,12 +12,13 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from serve.control import INGRESS, Control
 from serve.http.api import create_api
 from serve.http.grpc_api import Rpc
 from serve.server import Server
 from serve.settings import ServerSettings
 
-NAME = "cltrain"
+QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
 class Ingress(Rpc):
@@ -34,16 +35,42 @@ class Ingress(Rpc):
 
 
 def application(
-    settings: dict[str, Any], *, replicas: int, num_cpus: float, max_ongoing_requests: int, max_queued_requests: int
+    settings: dict[str, Any],
+    *,
+    replicas: int,
+    num_cpus: float,
+    max_ongoing_requests: int,
+    max_queued_requests: int,
+    autoscaling: dict[str, Any] | None = None,
 ) -> Application:
+    """What answers. autoscaling: of Serve, in place of a number of replicas that stays."""
+    how_many: dict[str, Any] = {"autoscaling_config": autoscaling} if autoscaling else {"num_replicas": replicas}
     deployment = serve.deployment(
-        name="ingress",
-        num_replicas=replicas,
+        name=INGRESS,
+        **how_many,
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=max_ongoing_requests,
         max_queued_requests=max_queued_requests,
         health_check_period_s=5.0,
         graceful_shutdown_timeout_s=10.0,
-        logging_config={"log_level": "ERROR", "enable_access_log": False},
+        logging_config=QUIET,
     )
     return deployment(serve.ingress()(Ingress)).bind(settings)
+
+
+def control(
+    settings: dict[str, Any], *, replicas: int, policy: dict[str, Any] | None = None, alert: str | None = None
+) -> Application:
+    """The one process that acts on roll-outs, which has no route; `settings` as those of `application`."""
+    deployment = serve.deployment(
+        name="control",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=1.0,
+        logging_config=QUIET,
+    )
+    bound = {"store": settings["store"], "model": settings["model"], "policy": policy, "alert": alert}
+    return deployment(Control).bind(replicas=replicas, **bound)

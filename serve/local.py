@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import logging
-import math
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -17,33 +14,37 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from cltrain.config import locate
-from cltrain.errors import ConfigError, ConflictError, ServingError
+from cltrain.errors import ConfigError, ServingError
 from cltrain.online.policy import Threshold, Weights
 from cltrain.parts import Alert
 from cltrain.records import RollOut
 from cltrain.registry import Registry, Store
-from cltrain.registry.deployment import STAGING, Deployments, Trial
+from serve.control import APP, CONTROLLER
+from serve.endings import tell_of as tell_of
 from serve.policy.policy_layer import BINARY, Reward, require_binary
 from serve.policy.reranking import require_click_type
 from serve.rollout.bandit import BANDIT, require_log
-from serve.rollout.controller import Controller, begin, check_fit, make_way, report
+from serve.rollout.controller import settings_of
 from serve.rollout.kinds import RollOutKind
 from serve.rollout.preference import INTERLEAVE, require_task
+from serve.serving import Serving
+from serve.serving import get_json as get_json
 from serve.settings import ADMIN_TOKEN_ENV, LogSettings, ServerSettings, admin_token_digest
 from serve.traffic import Traffic, other_rows, sample_rows, summarise
 
 log = logging.getLogger(__name__)
 PORT_WAIT_S = 5.0
-SETTLE_S = 5.0  # for the last labels to be joined, once replayed traffic has no more rows
 
 
 @dataclass(kw_only=True)
-class LocalServing:
+class LocalServing(Serving):
     """The application on the Ray that is running, reached by HTTP as any client would.
 
     host, port: where it listens; port 0 takes one that is free. grpc_port: where it also answers gRPC, as
     serve/http/proto/cltrain.proto says, on all interfaces whatever `host` is (Ray's proxy knows no other), or null.
-    replicas, num_cpus: how many, and CPUs of each.
+    replicas, num_cpus: how many, and CPUs of each. max_replicas: up to how many Serve may start while each has more
+    than target_ongoing_requests under way on average, for upscale_delay_s seconds; null keeps it at `replicas`, which
+    is the least otherwise. They are fewer again after ten minutes with less to do.
     poll_s: seconds between two looks at the registry, so how long a swap takes beside the loading.
     max_batch_rows, max_body_bytes: of one request at most. max_requests_per_s: of each replica, before requests are
     refused with 429; null has no limit. max_ongoing_requests, max_queued_requests: what a replica works on, and what
@@ -66,6 +67,9 @@ class LocalServing:
     port: int = 8000
     grpc_port: int | None = None
     replicas: int = 1
+    max_replicas: int | None = None
+    target_ongoing_requests: float = 2.0
+    upscale_delay_s: float = 10.0
     num_cpus: float = 0.2
     poll_s: float = 0.1
     max_batch_rows: int = 1000
@@ -90,7 +94,6 @@ class LocalServing:
     grpc_address: str | None = field(default=None, init=False)
     _spread_s: float = field(default=2.0, init=False, repr=False)
     _replay: Traffic | None = field(default=None, init=False, repr=False, compare=False)
-    _controller: Controller | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -105,10 +108,19 @@ class LocalServing:
         for name in ("replicas", "max_batch_rows", "max_ongoing_requests", "max_queued_requests", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"serve.{name} must be 1 or more, not {getattr(self, name)}")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ConfigError(
+                f"serve.max_replicas must be serve.replicas={self.replicas} or more, or null for no autoscaling, "
+                f"not {self.max_replicas}"
+            )
+        if not self.target_ongoing_requests > 0:
+            raise ConfigError(
+                f"serve.target_ongoing_requests must be above 0 for each replica, not {self.target_ongoing_requests}"
+            )
         for name in ("poll_s", "timeout_s", "confirm_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"serve.{name} must be above 0 seconds, not {getattr(self, name)}")
-        for name in ("num_cpus", "requests_per_window", "requests_per_roll_out"):
+        for name in ("num_cpus", "upscale_delay_s", "requests_per_window", "requests_per_roll_out"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"serve.{name} must be 0 or more, not {getattr(self, name)}")
         if self.alert is not None and not callable(locate(self.alert, "serve.alert")):
@@ -144,8 +156,7 @@ class LocalServing:
 
         A job that was killed leaves its server behind for some seconds: the same command, started at once, waits for
         it."""
-        if kind is not None and task is not None and kind.kind == INTERLEAVE:
-            require_task(task)
+        super().check(kind, task)
         if kind is not None and kind.kind in (BANDIT, INTERLEAVE):
             require_log(self.log, f"rollout={kind.kind}")
         if isinstance(self.policy, Weights):
@@ -172,7 +183,7 @@ class LocalServing:
         """
         from ray import serve
 
-        from serve.app import NAME, application
+        from serve.app import application, control
         from serve.failover import ENVIRONMENT
         from serve.http.grpc_api import SERVICERS
 
@@ -182,9 +193,16 @@ class LocalServing:
         app = application(
             self.settings(store, model),
             replicas=self.replicas,
+            autoscaling=self._autoscaling(),
             num_cpus=self.num_cpus,
             max_ongoing_requests=self.max_ongoing_requests,
             max_queued_requests=self.max_queued_requests,
+        )
+        controller = control(
+            self.settings(store, model),
+            replicas=self.replicas,
+            policy=None if self.policy is None else settings_of(self.policy),
+            alert=self.alert,
         )
         with _quiet():
             serve.start(
@@ -201,34 +219,35 @@ class LocalServing:
                 logging_config={"log_level": "ERROR", "enable_access_log": False},
             )
             try:
-                serve.run(app, name=NAME, route_prefix="/")
+                serve.run_many(
+                    [serve.RunTarget(app, APP, "/"), serve.RunTarget(controller, CONTROLLER, route_prefix=None)]
+                )
             except Exception as error:
                 serve.shutdown()
                 raise ServingError(f"the serving application did not start: {error}") from error
         self.url = f"http://{_reachable(self.host)}:{port}"
         self.grpc_address = f"127.0.0.1:{grpc_port}" if grpc_port else None
-        alerts = [alert] if alert else []
-        if self.alert is not None:
-            alerts.append(locate(self.alert, "serve.alert"))
-        self._controller = Controller(
-            Registry(store, model),
-            replicas=self.replicas,
-            policy=self.policy,
-            on_end=lambda trial: tell_of(trial, model, alerts),
-        )
-        self._controller.start()
+        self._begin(Registry(store, model), alert)
 
     def stop(self) -> None:
         """Stop what `start` started; the logs are closed and complete after it. Safe to call at any time."""
-        if self._controller is not None:
-            self._controller.close()
-            self._controller = None
+        super().stop()
         if self.url is not None:
             from ray import serve
 
             self.url = self.grpc_address = None
             with _quiet():
                 serve.shutdown()
+
+    def _autoscaling(self) -> dict[str, Any] | None:
+        if self.max_replicas is None:
+            return None
+        return {
+            "min_replicas": self.replicas,
+            "max_replicas": self.max_replicas,
+            "target_ongoing_requests": self.target_ongoing_requests,
+            "upscale_delay_s": self.upscale_delay_s,
+        }
 
     def traffic(self, rows: pa.Table, seed: int) -> Traffic:
         """Replay a sample of an event table while the block runs; it is paced by how long the last block took."""
@@ -243,92 +262,10 @@ class LocalServing:
         )
         return self._replay
 
-    def roll_out(
-        self, registry: Registry, version: str, previous: str | None, kind: RollOutKind, reason: str
-    ) -> RollOut:
-        """Bring a version to traffic as `kind` says, and wait for the outcome, `kind.wait_s` seconds at most or until
-        replayed traffic has no more rows. `previous` is the champion that it was weighed against. After a crash the
-        same call goes on with what it began. Raises `ConflictError` when there is another champion by now, and
-        `ServingError` when replicas do not follow."""
-        deployments = Deployments(registry)
-        if (why := deployments.refused(version)) is not None:
-            epoch = deployments.epoch()
-            return RollOut(
-                kind=kind.kind, version=version, previous=previous, epoch=epoch, status="rolled_back", reason=why
-            )
-        check_fit(registry, kind, version)
-        if previous is None or (kind.kind == "swap" and not getattr(kind, "watch_s", 0.0)):
-            epoch = registry.promote(version, by="loop", reason=reason, expected=previous)
-            confirm_s = self.confirm(version, epoch)
-            return RollOut(kind="swap", version=version, previous=previous, epoch=epoch, confirm_s=confirm_s)
-        make_way(deployments, version, previous)
-        if deployments.current().champion != version:  # it may have got there before a crash
-            begin(deployments, kind, version, by="loop", reason=reason)
-        self._outcome(deployments, version, kind.stage_timeout_s, staging=True)  # replayed traffic is kept for later
-        replay = None if kind.kind == INTERLEAVE else self._replay  # which asks for predictions, and ranks nothing
-        with replay.go_on() if replay else contextlib.nullcontext():
-            trial, epoch = self._outcome(deployments, version, kind.wait_s)
-        if trial is None:
-            raise ConflictError(f"the roll-out of {version} is over: somebody else promoted or rolled back meanwhile")
-        promoted = trial.status == "promoted"
-        seen = report(registry, trial) if trial.status == "running" else {}
-        return RollOut(
-            kind=kind.kind,
-            version=version,
-            previous=previous,
-            epoch=epoch,
-            confirm_s=self.confirm(version, epoch) if promoted else None,
-            status=trial.status,
-            reason=seen.get("next", trial.reason),
-            evidence=seen or trial.evidence,
-        )
-
-    def _outcome(
-        self, deployments: Deployments, version: str, wait_s: float, staging: bool = False
-    ) -> tuple[Trial | None, int]:
-        """The roll-out as it ended, or as it stands when waiting is over, and the epoch; with `staging`, as soon as the
-        version may have traffic."""
-        end = time.monotonic() + wait_s
-        settled = math.inf
-        while True:
-            now = deployments.current()
-            trial = now.roll_out if now.roll_out and now.roll_out.version == version else None
-            if self._replay is not None and self._replay.exhausted:
-                settled = min(settled, time.monotonic() + SETTLE_S)
-            over = trial is None or trial.status != "running" or (staging and trial.step != STAGING)
-            if over or time.monotonic() > min(end, settled):
-                return trial, now.epoch
-            time.sleep(0.05)
-
-    def confirm(self, version: str, epoch: int) -> float:
-        """Seconds until every replica answers at `epoch` or later; raises `ServingError` that says what keeps them."""
-        started = time.monotonic()
-        followed: set[str] = set()
-        seen: dict[str, Any] = {}
-        while len(followed) < self.replicas:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                seen = get_json(self._running(), "/versions", timeout_s=self.confirm_timeout_s)
-                if seen["epoch"] >= epoch:
-                    followed.add(seen["replica"])
-                    continue
-            if time.monotonic() - started > self.confirm_timeout_s:
-                raise ServingError(
-                    f"{len(followed)} of {self.replicas} replicas follow the swap to {version} (epoch {epoch}) after "
-                    f"{self.confirm_timeout_s:g} s; one answers {seen.get('champion')} at epoch {seen.get('epoch')}: "
-                    f"{seen.get('error') or 'it has not looked at the registry'}"
-                )
-            time.sleep(0.02)
-        return time.monotonic() - started
-
     def _free_ports(self) -> tuple[int, int | None]:
         """For HTTP and for gRPC; raises `ServingError` when one is taken."""
         port = free_port(self.host, self.port)
         return port, None if self.grpc_port is None else free_port("0.0.0.0", self.grpc_port, "serve.grpc_port")
-
-    def _running(self) -> str:
-        if self.url is None:
-            raise ServingError("serving is not started: call start(store, model) first")
-        return self.url
 
 
 @dataclass
@@ -353,7 +290,9 @@ class NoServing:
     def check(self, kind: RollOutKind | None = None, task: str | None = None) -> None:
         """Raise `ConfigError` for a roll-out that needs traffic."""
         if kind is not None and (kind.kind != "swap" or getattr(kind, "watch_s", 0.0) > 0):
-            raise ConfigError(f"rollout={kind.kind} needs traffic to go by: set serve=local, or rollout=swap")
+            raise ConfigError(
+                f"rollout={kind.kind} needs traffic to go by: set serve=local or running, or rollout=swap"
+            )
 
     def start(self, store: Store, model: str, alert: Alert | None = None) -> None:
         """Nothing to start."""
@@ -381,18 +320,6 @@ class NoTraffic:
     result: dict[str, Any] = field(default_factory=lambda: summarise([], 0))
 
 
-def tell_of(trial: Trial, model: str, alerts: Sequence[Alert]) -> None:
-    """Tell everybody of a roll-out that was taken back or stopped; one that fails keeps no other from being told."""
-    if trial.status not in ("rolled_back", "stopped"):
-        return
-    title = f"{model}:{trial.version} was {trial.status.replace('_', ' ')}"
-    for alert in alerts:
-        try:
-            alert(title, f"{trial.kind}: {trial.reason}. {model}:{trial.champion} answers everything.")
-        except Exception:
-            log.exception("an alert could not be sent: %s", title)
-
-
 def free_port(host: str, port: int, setting: str = "serve.port") -> int:
     """The port, or one that is free for 0. Raises `ServingError` when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -402,23 +329,10 @@ def free_port(host: str, port: int, setting: str = "serve.port") -> int:
             probe.bind((host, port))
         except OSError as error:
             raise ServingError(
-                f"port {port} of {host} is in use or not allowed ({error.strerror}): pass {setting}=N"
+                f"port {port} of {host} is in use or not allowed ({error.strerror}): pass {setting}=N, or, where an "
+                "application of this store answers there already, serve=running"
             ) from error
         return probe.getsockname()[1]
-
-
-def get_json(url: str, path: str, timeout_s: float) -> Any:
-    """GET on a connection of its own, with no proxy in between."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
-    try:
-        connection.request("GET", path, headers={"connection": "close"})
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
-            raise http.client.HTTPException(f"{path} answers {answer.status}: {body[:200]!r}")
-        return json.loads(body)
-    finally:
-        connection.close()
 
 
 def _reachable(host: str) -> str:

@@ -30,7 +30,9 @@ ALLOWED = {
         *{"assemble", "cluster", "config", "data", "evaluate", "loop", "models", "observe", "parts"},
         *{"registry", "search", "summary", "tracking", "train"},
     },
-    "cli": {"assemble", "diff", "doctor", "registry", "reproduce", "retention", "reviews", "rows", "tracking"},
+    "cli": {
+        *{"assemble", "diff", "doctor", "online", "registry", "reproduce", "retention", "reviews", "rows", "tracking"},
+    },
     "cluster": {"config", "data", "evaluate", "train", "registry"},
 }
 ONE_FILE = {

@@ -191,6 +191,13 @@ class Deployments:
         known = ", ".join(one["version"] for one in self.policies()[-20:]) or "none yet"
         raise ConfigError(f"{self._model} has had no policy version {version!r}; it has had: {known}")
 
+    def _history(self, session: Session, last: int, but_by: str | None) -> list[Deployment]:
+        here = select(DeploymentRow).where(DeploymentRow.model == self._model)
+        if but_by is not None:
+            here = here.where(DeploymentRow.by != but_by)
+        rows = session.scalars(here.order_by(DeploymentRow.epoch.desc()).limit(last)).all()
+        return [from_json(Deployment, row.record) for row in reversed(rows)]
+
     def _require_champion(self, now: Deployment) -> None:
         if now.champion is None:
             raise ConflictError(f"{self._model} has no champion yet, so there is nothing to decide by")
@@ -198,19 +205,13 @@ class Deployments:
     def history(self, last: int = 100, but_by: str | None = None) -> list[Deployment]:
         """The last commits, oldest first; without those of somebody who commits often."""
         with self._registry.store.reading() as session:
-            here = select(DeploymentRow).where(DeploymentRow.model == self._model)
-            if but_by is not None:
-                here = here.where(DeploymentRow.by != but_by)
-            rows = session.scalars(here.order_by(DeploymentRow.epoch.desc()).limit(last)).all()
-            return [from_json(Deployment, row.record) for row in reversed(rows)]
+            return self._history(session, last, but_by)
 
     def trials(self, last: int = 1000) -> list[Trial]:
         """Roll-outs of the last commits as they ended, or as they stand, oldest first."""
-        found: dict[str, Trial] = {}
-        for one in self.history(last, but_by=ADAPTER):
-            if one.roll_out is not None:
-                found[one.roll_out.id] = one.roll_out
-        running = self.current().running
+        with self._registry.store.reading() as session:
+            commits, running = self._history(session, last, ADAPTER), self._current(session).running
+        found = {one.roll_out.id: one.roll_out for one in commits if one.roll_out is not None}
         return [
             replace(trial, status="stopped", reason="something else was promoted or rolled back meanwhile")
             if trial.status == "running" and (running is None or running.id != trial.id)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from cltrain.errors import ConflictError, DigestError, ServingError
 from cltrain.registry.deployment import Deployment, Trial
+from serve.control import read_note
 from serve.http import schemas
 from serve.rollout.bandit import BANDIT, require_log
 from serve.rollout.controller import begin, check_fit, end, kind_of, report
@@ -76,12 +77,14 @@ def _end(server: Server, body: schemas.EndRequest, do: Any) -> schemas.RollOutsA
 def _state(server: Server) -> schemas.RollOutsAnswer:
     now: Deployment = server.deployments.current()
     running = now.running
+    note = read_note(server.registry.store.storage, server.settings.model)
     past = [trial for trial in reversed(server.deployments.trials()) if trial.status != "running"]
     return schemas.RollOutsAnswer(
         epoch=now.epoch,
         roles={role: server.name(version) for role, version in now.roles.items()},
         shares=dict(now.shares),
         running=_shown(server, running, now) if running else None,
+        controller=schemas.ControllerState(alive=not note.is_stale, **vars(note)) if note else None,
         history=[_shown(server, trial) for trial in past[:SHOWN]],
     )
 

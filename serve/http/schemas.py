@@ -216,13 +216,25 @@ class RollOutState(BaseModel):
     evidence: dict[str, Any]
 
 
+class ControllerState(BaseModel):
+    """What acts on roll-outs, as of `at`: `replicas` of the application are there. Where it is not `alive`, or has an
+    `error`, the roll-out stays where it is."""
+
+    at: datetime
+    alive: bool
+    replicas: int
+    error: str | None
+
+
 class RollOutsAnswer(BaseModel):
-    """What serves now, the roll-out under way with what has been seen of it, and those before it, latest first."""
+    """What serves now, the roll-out under way with what has been seen of it, and those before it, latest first.
+    `controller` is null before there was one."""
 
     epoch: int
     roles: dict[str, str]
     shares: dict[str, float]
     running: RollOutState | None
+    controller: ControllerState | None
     history: list[RollOutState]
 
 

@@ -1,7 +1,8 @@
 """What moves a roll-out on: it looks at the evidence, asks `decide`, and commits what comes next.
 
 All that it knows is in the desired state, so that after a crash, or on another machine, it goes on from there. Two of
-them cannot both act: a commit names the epoch that it was decided at, and the second one finds another.
+them cannot both act: a commit names the epoch that it was decided at, and the second one finds another. It runs in the
+application (`serve.control`), which outlives whoever started that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cltrain.registry import Registry
 from cltrain.registry.base import CHALLENGER, CHAMPION, PREVIOUS
 from cltrain.registry.deployment import SHADOW, Deployment, Deployments, Status, Trial
 from cltrain.registry.versions import PRODUCTION
+from serve.endings import BY, Endings
 from serve.policy.policy_layer import Adapter
 from serve.policy.reranking import WeightsAdapter
 from serve.rollout.bandit import Owner, require_features
@@ -188,9 +190,10 @@ def adapter_of(registry: Registry, policy: Threshold | Weights | None) -> Adapte
 
 
 class Controller:
-    """Looks every `every_s` seconds while a roll-out runs. replicas: that must stage a version before it has traffic.
-    policy: how the threshold of a binary model follows what its decisions earn, while no roll-out runs; None leaves it.
-    on_end: is told how a roll-out ended, such as to send an alert."""
+    """Looks every `every_s` seconds while a roll-out runs. replicas: that must stage a version before it has traffic,
+    which may be set anew at any time. policy: how the threshold of a binary model follows what its decisions earn,
+    while no roll-out runs; None leaves it. on_end: is told how a roll-out ended that a controller has ended, such as to
+    send an alert; at least once, by the next controller of this store if this one dies before."""
 
     def __init__(
         self,
@@ -202,8 +205,10 @@ class Controller:
         on_end: Callable[[Trial], None] | None = None,
     ) -> None:
         self.error: str | None = None
+        self.replicas = replicas
         self._registry, self._deployments = registry, Deployments(registry)
-        self._replicas, self._every_s, self._on_end = replicas, every_s, on_end
+        self._every_s, self._on_end = every_s, on_end
+        self._endings = Endings(registry, self._tell, kept=True)
         self._epoch, self._current = -1, Deployment(roles={}, shares={})
         self._trial_id, self._sustained = "", Sustained(0.0)
         self._kind: RollOutKind | None = None
@@ -219,6 +224,10 @@ class Controller:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
@@ -227,6 +236,7 @@ class Controller:
     def look(self) -> Action | None:
         """One look at the roll-out that runs, and what was done about it; None while none runs. Raises `StoreError`."""
         epoch = self._deployments.epoch()
+        self._endings.look(epoch)
         if epoch != self._epoch:
             self._current, self._epoch = self._deployments.current(), epoch
         trial = self._current.running
@@ -239,7 +249,7 @@ class Controller:
         outcomes = self._labels(kind, trial)
         found = read_guardrails(kind, trial, seen, outcomes)
         broken = self._sustained.update(found, now)
-        action = self._consent.of(trial, decide(kind, trial, Evidence(seen, outcomes, broken, self._replicas), now))
+        action = self._consent.of(trial, decide(kind, trial, Evidence(seen, outcomes, broken, self.replicas), now))
         if action.do != "hold":
             self._act(trial, action, evidence_json(seen, found, outcomes))
         elif time.monotonic() >= self._report_due:
@@ -265,7 +275,7 @@ class Controller:
     def _act(self, trial: Trial, action: Action, evidence: Json) -> None:
         record = after(self._current, trial, action, evidence)
         try:
-            done = self._deployments.commit(record, expected_epoch=self._epoch, by="roll-out", reason=action.reason)
+            done = self._deployments.commit(record, expected_epoch=self._epoch, by=BY, reason=action.reason)
         except ConflictError:  # somebody else was first: look again
             self._epoch = -1
             return
@@ -274,14 +284,16 @@ class Controller:
         if done.roll_out.status == "rolled_back":
             log.warning("%s of %s is rolled back: %s", trial.kind, trial.version, action.reason)
         if done.running is None:
-            self._tell(done.roll_out, done.champion if action.do == "promote" else None)
+            self._endings.look(done.epoch)
 
-    def _tell(self, trial: Trial, promoted: str | None) -> None:
+    def _tell(self, ended: Deployment) -> None:
         """What went well in live traffic is production-validated."""
-        if promoted is not None:
+        trial = ended.roll_out
+        assert trial is not None
+        if ended.champion is not None and ended.champion != trial.champion:
             with contextlib.suppress(ConflictError):
                 verdict = Verdict(accepted=True, reasons=(f"{trial.kind}: {trial.reason}",))
-                self._registry.advance(promoted, PRODUCTION, verdict, by="roll-out")
+                self._registry.advance(ended.champion, PRODUCTION, verdict, by=BY)
         if self._on_end is not None:
             self._on_end(trial)
 

@@ -67,10 +67,11 @@ class RollOutKind(Protocol):
 
 
 def decide(kind: RollOutKind, trial: Trial, evidence: Evidence, now: datetime) -> Action:
-    """What comes next. A version that a replica cannot stage, and one that breaks a guardrail, goes back at once."""
+    """What comes next. A version that a replica cannot stage, be it one that started later, and one that breaks a
+    guardrail, goes back at once."""
+    if evidence.seen.problems:
+        return Action("roll_back", f"it cannot be served: {evidence.seen.problems[0]}")
     if trial.step == STAGING:
-        if evidence.seen.problems:
-            return Action("roll_back", f"it cannot be served: {evidence.seen.problems[0]}")
         staged = len(evidence.seen.staged)
         if staged >= evidence.replicas:
             return Action("step", f"staged on {staged} replicas", 0)

@@ -39,7 +39,7 @@ PRE_PERIOD_LENGTH = timedelta(days=28)
 CAPACITY_ROWS = 2_000_000  # about 400 bytes each, with their labels
 STRIDE = np.int64(0x1E3779B97F4A7C15)
 _READ: tuple[str, ...] = ("request_id", "event_id", "time", "model", "version", "epoch", "prediction", "label_answer")
-_READ += ("unit_id", "arm", "weight")
+_READ += ("unit_id", "arm", "weight", "propensity")
 
 _Parts = dict[str, np.ndarray]
 
@@ -103,7 +103,8 @@ def read_outcomes(storage: Storage, model: str, **about: Any) -> Outcomes:
 
 class OutcomeReader:
     """Follows the outcomes of the rows answered since `since`. A row belongs to the challenger if its unit was given to
-    it, even where the champion stood in; of a swap, if the version answered it. Each `read` takes in what the logs have
+    it, even where the champion stood in; of a swap, if the version answered it. Of an A/B test only what was answered
+    while units were split counts, and not while replicas loaded the version. Each `read` takes in what the logs have
     got since the last one: late labels and corrections find the rows of before.
 
     covariate: what takes variance out of an A/B test's metrics (CUPED): `pre_period`, the metric of the same unit in
@@ -130,7 +131,7 @@ class OutcomeReader:
     ) -> None:
         self._model, self._version, self._since, self._reward_type = model, version, since, reward_type
         self._covariate, self._capacity_rows, self._budget_s = covariate, capacity_rows, budget_s
-        self._is_swap, self._is_shadow = kind == "swap", kind == "shadow"
+        self._is_swap, self._is_shadow, self._is_split = kind == "swap", kind == "shadow", kind == "ab"
         self._feature = covariate if covariate not in (NO_COVARIATE, PRE_PERIOD) else None
         first = since - PRE_PERIOD_LENGTH if covariate == PRE_PERIOD else since
         columns = pa.schema([SCHEMA.field(name) for name in (*_READ, *(["features"] if self._feature else []))])
@@ -173,7 +174,10 @@ class OutcomeReader:
 
     def _add_answers(self, table: pa.Table) -> None:
         mine, now = self._is_mine(table), self._from(table, self._since)
-        self._add(self._live, table.filter(pc.and_(mine, now)))
+        counts = pc.and_(mine, now)
+        if self._is_split:
+            counts = pc.and_(counts, pc.less(table["propensity"], 1.0))
+        self._add(self._live, table.filter(counts))
         if self._covariate == PRE_PERIOD:
             before = pc.and_(pc.invert(now), self._from(table, self._since - PRE_PERIOD_LENGTH))
             self._add(self._before, table.filter(pc.and_(mine, before)))

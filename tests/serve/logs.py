@@ -34,7 +34,7 @@ def answer(unit: str | None, arm: str = "champion", **more: Any) -> dict[str, An
     number = next(NUMBERS)
     given = {"request_id": f"q{number}", "event_id": f"e{number}", "time": START + timedelta(seconds=1), "model": "m"}
     given |= {"version": "1.1" if arm == "challenger" else "1.0", "epoch": 3, "prediction": 0.5, "label_answer": "0"}
-    return {**given, "unit_id": unit, "arm": arm, "weight": 1.0, "features": "{}", **more}
+    return {**given, "unit_id": unit, "arm": arm, "weight": 1.0, "features": "{}", "propensity": 0.5, **more}
 
 
 def label(row: dict[str, Any], value: float, type: str = "system", **more: Any) -> dict[str, Any]:

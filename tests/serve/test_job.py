@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cltrain.registry import Registry, Store
+from jobs import serve
 from serve.local import free_port, get_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,3 +54,14 @@ def test_a_store_of_many_models_asks_which(store: Store, tmp_path: Path) -> None
     done = subprocess.run(command(store, tmp_path), cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 2
     assert "binary, multiclass, regression: pass model.name=NAME" in done.stderr
+
+
+@pytest.mark.parametrize("choice", ["none", "running"])
+def test_it_starts_an_application_and_nothing_else(
+    store: Store, tmp_path: Path, choice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", command(store, tmp_path, f"serve={choice}")[2:])
+    with pytest.raises(SystemExit) as ended:
+        serve.main()
+    assert ended.value.code == 2
+    assert "serve=local" in capsys.readouterr().err

@@ -297,6 +297,16 @@ def test_places_are_all_that_were_added(parts: list[list[int]], asked: list[int]
     assert found == [(i, j) for i, key in enumerate(asked) for j, other in enumerate(whole) if key == other != 0]
 
 
+def test_answers_from_before_the_split_are_no_part_of_an_ab_test(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    staging = [answer(f"s{i}", epoch=2, propensity=1.0) for i in range(400)]
+    split = [answer(f"u{i}", ("champion", "challenger")[i % 2]) for i in range(40)]
+    write(storage, FOLDER, staging + split)
+    (period,) = read_outcomes(storage, "m", **ABOUT).periods
+    assert period.exposed == {"champion": 20, "challenger": 20}
+    assert len(read_outcomes(storage, "m", **{**ABOUT, "kind": "canary"}).periods) == 2
+
+
 def test_classes_of_a_multiclass_model_are_compared_by_name(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     rows = [

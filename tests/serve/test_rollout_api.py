@@ -34,6 +34,7 @@ def test_a_roll_out_is_started_seen_and_ended(serve_store: Serve, store: Store, 
         "roles": {"champion": "binary:1.0"},
         "shares": {"champion": 1.0},
         "running": None,
+        "controller": None,
         "history": [],
     }
     started = client.post("/rollouts", json=CANARY)

@@ -94,7 +94,7 @@ def test_a_shadow_is_compared_shed_and_started_again_while_live_answers_go_on(
     until(lambda: counters(server).crashes == 1 and bool(process._ready))
     shed = counters(server).shed
     assert [server.predict([row])["predictions"][0]["probability"] for row in rows[:20]] == alone[:20]
-    until(lambda: counters(server).compared >= 30)
+    until(lambda: counters(server).compared == 35)
     assert counters(server).shed == shed
 
     assert look().do == "promote"
