@@ -2,24 +2,31 @@
 and off-policy estimates are worth. Every row is a count over seeded runs; `ratio` is against what the row's name says,
 and `bar` is what it must be.
 
-About four minutes on one core.
+With `--peers PYTHON`, of an environment with `peers/requirements.txt`, bandits of Vowpal Wabbit and bayesianbandits
+play the same replays. Five to ten minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import special, stats
+from sklearn import datasets
 
 from cltrain.online import off_policy
 from cltrain.online.ab import difference
 from cltrain.online.assignment import arm_of
 from cltrain.online.bandits import UCB, EpsilonGreedy, LinearThompson, LinUCB, Policy, Thompson
 from cltrain.online.design import design_spread, information_needed
-from cltrain.online.interleave import sign_evidence, team_draft
+from cltrain.online.interleave import credit, preference_evidence, team_draft
 from cltrain.online.moments import moments_of
 from cltrain.online.policy import Earned, Threshold, ThresholdLearner
 from cltrain.online.sample_ratio import mismatch_evidence
@@ -42,12 +49,18 @@ def row(name: str, value: Any = None, ratio: Any = None, bar: str = "", runs: in
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=2_000, help="simulated tests a row")
-    parser.add_argument("--only", choices=sorted(PARTS), help="one part")
+    parser.add_argument("--only", choices=sorted([*PARTS, "peers"]), help="one part")
+    parser.add_argument("--peers", metavar="PYTHON", help="a Python that has vowpalwabbit or bayesianbandits, or both")
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     parts = [options.only] if options.only else list(PARTS)
-    return [row for name in parts for row in PARTS[name](options.runs)]
+    rows = [row for name in parts if name != "peers" for row in PARTS[name](options.runs)]
+    if options.peers and options.only in (None, "peers"):
+        rows += peers(options.peers)
+    elif options.only in (None, "peers"):
+        print("bandits of other libraries are left out: --peers PYTHON of an environment that has them")
+    return rows
 
 
 def paths(name: str, metric: str, effect: float, units: int, runs: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -192,51 +205,119 @@ def cuped(runs: int) -> Iterator[Row]:
 
 
 def interleaving(runs: int) -> Iterator[Row]:
-    """Users until a test that is read once finds the better ranker in 4 of 5 cases: an A/B test by user against
-    team-draft, from the simulated difference and spread; both ways of counting clicks."""
-    world, generator = World(users=8_000), numpy_generator(0, "interleaving")
-    rankers = [(world.ranking(f"one {k}", 1.0), world.ranking(f"other {k}", 1.0)) for k in range(max(2, runs // 200))]
-    credits = np.concatenate([_credits(world, *pair, 1, world.users, generator) for pair in rankers])
-    won = credits[credits != 0] > 0
-    half = 1.96 * 0.5 / len(won) ** 0.5
-    share = float(won.mean())
-    yield row(
-        "equally good rankers: share won",
-        share,
-        bar="0.49 to 0.51",
-        runs=len(won),
-        interval=(share - half, share + half),
-    )
-    tests = won[: len(won) // 250 * 250].reshape(-1, 250).cumsum(1)
-    alarms = (sign_evidence(tests, np.arange(1, 251), 0.5) >= -np.log(LEVEL)).any(1).mean()
-    yield row("equally good rankers: false alarms of the sign test", alarms, alarms / LEVEL, "≤ 0.05", len(tests))
-    needed = information_needed(LEVEL, POWER, "once")
-    champion = world.ranking("a", 1.0)
-    for noise in (0.0, 0.6):
-        better = world.ranking("b", noise)
-        for visits in (1, 10):
-            credits = _credits(world, champion, better, visits, 4_000, generator)
-            won, lost = (credits > 0).mean(), (credits < 0).mean()
-            few = needed * (won + lost) / (won - lost) ** 2
-            who = np.repeat(np.arange(world.users), 10 * visits)
-            shown = [world.clicks(who, ranking[who], generator) for ranking in (champion, better)]
-            for metric in ("clicks", "any click"):
-                count = [(c.sum(1) if metric == "clicks" else c.any(1)).reshape(-1, visits).mean(1) for c in shown]
-                many = 2 * needed * (count[0].var() + count[1].var()) / (count[1].mean() - count[0].mean()) ** 2
-                name = f"A/B by {metric} against team-draft: users, {visits} visits each, ranker noise {noise}"
-                yield row(name, few, many / few, "≥ 10" if visits > 1 else "", 4_000)
+    """Team-draft against an A/B test by user: both with their always-valid test at the same level, read again and
+    again; `ratio` is that of the users by whom 80 % of the tests have found the better ranker, over worlds. The A/B
+    test knows the size of the effect beforehand, and goes by clicks or by whether a session had any; where users come
+    back, by CUPED too, with as many visits before."""
+    for looks in ("cascade", "position"):
+        yield from _equal_rankers(looks, max(2, runs // 200))
+    worlds = range(max(3, runs // 250))
+    for looks, visits, noise in product(("cascade", "position"), (1, 10), (0.0, 0.6)):
+        found = [
+            _against_ab(World(users=6_000 if visits == 1 else 2_000, looks=looks, seed=s), noise, visits)
+            for s in worlds
+        ]
+        users = [one.pop("team-draft") for one in found]
+        where = f"{looks}, {visits} visit{'s' * (visits > 1)} each, ranker noise {noise} against 1"
+        for metric in found[0]:
+            ratios = np.log([one[metric] / few for one, few in zip(found, users, strict=True)])
+            half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / len(ratios) ** 0.5
+            yield row(
+                f"{'team-draft' if 'sign' in metric else 'A/B'} by {metric} against team-draft: users; {where}",
+                np.mean(users),
+                np.exp(ratios.mean()),
+                "≥ 10" if "CUPED" not in metric and "sign" not in metric else "",
+                len(ratios),
+                np.exp(ratios.mean() + half * np.array([-1, 1])),
+            )
 
 
-def _credits(
-    world: World, a: np.ndarray, b: np.ndarray, visits: int, users: int, generator: np.random.Generator
-) -> Any:
-    """(users,) sign of who won more of a user's sessions."""
-    who = np.repeat(np.arange(users) % world.users, visits)
-    drafts = [team_draft(a[user].tolist(), b[user].tolist(), 10, generator) for user in who]
-    side = {"challenger": 1, "champion": -1, "neither": 0}
-    teams = np.array([[side[team] for team in draft.teams] for draft in drafts])
+def _equal_rankers(looks: str, pairs: int) -> Iterator[Row]:
+    users, found = 8_000, {"equally good rankers": [], "clicks without regard to what is shown": []}
+    for pair, (name, credits) in product(range(pairs), found.items()):
+        taste = 0.5 if name == "equally good rankers" else 0.0  # without tastes all items are equally good
+        world = World(users=users, looks=looks, taste=taste, seed=pair)
+        rankings = [world.ranking(side, 1.0, world.items) for side in ("one", "other")]
+        credits.append(_credits(world, *rankings, 1, numpy_generator(pair, "equal", looks, name)))
+    for name, parts in found.items():
+        credits = np.concatenate(parts)
+        decided, spread = (credits != 0).sum(), 1.96 * 0.5
+        won = float((credits > 0).sum() / decided)
+        limits = (won - spread / decided**0.5, won + spread / decided**0.5)
+        yield row(f"{name}, {looks}: share of sessions won", won, None, "0.48 to 0.52", int(decided), limits)
+        share, half = 0.5 + 0.5 * credits.sum() / abs(credits).sum(), spread * np.square(credits).sum() ** 0.5
+        limits = (share - half / abs(credits).sum(), share + half / abs(credits).sum())
+        yield row(f"{name}, {looks}: share of credit won", share, None, "0.48 to 0.52", int(decided), limits)
+        tests = credits[: len(credits) // 400 * 400].reshape(-1, 400)
+        alarms = np.isfinite(_decided(tests)).mean()
+        yield row(f"{name}, {looks}: false alarms in 400 sessions", alarms, alarms / LEVEL, "≤ 0.05", len(tests))
+
+
+def _against_ab(world: World, noise: float, visits: int, tests: int = 250) -> dict[str, float]:
+    """Users that each test needs, drawn again and again from those of the world."""
+    generator = numpy_generator(world.seed, "against", world.looks, noise, visits)
+    rankings = [world.ranking("a", 1.0, world.items), world.ranking("b", noise, world.items)]
+    credits = _credits(world, *rankings, visits, generator)
+    few = 8 * information_needed(LEVEL, POWER, "always") * credits.var() / credits.mean() ** 2
+    found = {
+        name: _by_80(lambda shape, c=c: _decided(generator.choice(c, shape), +1), tests, few)  # type: ignore[misc]
+        for name, c in {"team-draft": credits, "the sign of each user's credit": np.sign(credits)}.items()
+    }
+    who = np.repeat(np.arange(world.users), visits * (20 if visits == 1 else 5))
+    clicks = [world.clicks(who, ranking[who, :10], generator) for ranking in (rankings[0], *rankings)]
+    for metric in ("clicks", "sessions with a click"):
+        value = [(c.sum(1) if metric == "clicks" else c.any(1)).reshape(-1, visits).mean(1) for c in clicks]
+        found[metric] = _users_of_ab(value[1], value[2], generator, tests)
+        if visits > 1:
+            slope = np.cov(value[0], value[1])[0, 1] / value[0].var()
+            other = generator.permutation(len(value[0]) // 5 * 5)  # another draw of who is in which arm
+            residual = [v - slope * (value[0] - value[0].mean()) for v in value[1:]]
+            found[f"{metric}, CUPED"] = _users_of_ab(residual[0], residual[1][other], generator, tests)
+    return found
+
+
+def _users_of_ab(a: np.ndarray, b: np.ndarray, generator: np.random.Generator, tests: int) -> float:
+    effect = b.mean() - a.mean()
+    variance = 2 * (a.var() + b.var())  # of a difference between two halves of one user
+    planned = information_needed(LEVEL, POWER, "always") * variance / effect**2
+    spread, step = design_spread(effect, LEVEL, POWER), max(1, round(planned / 1_000))
+
+    def stops(shape: tuple[int, int]) -> np.ndarray:
+        shape = (shape[0], shape[1] // (2 * step), step)
+        sums = [[(generator.choice(side, shape) ** k).sum(-1).cumsum(1) for k in (1, 2)] for side in (a, b)]
+        n = step * np.arange(1, shape[1] + 1)
+        means, squares = ([sums[side][k] / n for side in (0, 1)] for k in (0, 1))
+        error = np.sqrt(sum(np.maximum(q - m**2, 1e-12) for m, q in zip(means, squares, strict=True)) / n)
+        right = (n >= FIRST) & (means[1] - means[0] > half_width(error, LEVEL, spread))
+        return first_look(right) * 2 * step
+
+    return _by_80(stops, tests, 2.5 * planned)
+
+
+def _by_80(stops: Any, tests: int, most: float) -> float:
+    """Users by whom 80 % of the tests have ended."""
+    when = np.concatenate([stops((25, int(most))) for _ in range(tests // 25)])
+    return float(np.sort(when)[int(POWER * len(when))])
+
+
+def _decided(credits: np.ndarray, sign: int = 0) -> np.ndarray:
+    """(R,) after how many of the credits (R, N) the test has found a difference, or one of that sign."""
+    net = credits.cumsum(1)
+    right = (preference_evidence(net, np.square(credits).cumsum(1)) >= -np.log(LEVEL)) & (sign * net >= 0)
+    return first_look(right)
+
+
+def _credits(world: World, a: np.ndarray, b: np.ndarray, visits: int, generator: np.random.Generator) -> np.ndarray:
+    """(users,) credits of each user's visits together."""
+    who = np.repeat(np.arange(world.users), visits)
+    a, b = a.tolist(), b.tolist()  # type: ignore[assignment]
+    drafts = [team_draft(a[user], b[user], 10, generator) for user in who]
     clicks = world.clicks(who, np.array([draft.items for draft in drafts]), generator)
-    return np.sign(np.sign((teams * clicks).sum(1)).reshape(users, visits).sum(1))
+    clicked = [
+        set(np.array(draft.items)[c].tolist()) if c.any() else () for draft, c in zip(drafts, clicks, strict=True)
+    ]
+    each = np.array([credit(draft, one) for draft, one in zip(drafts, clicked, strict=True)])
+    return each.reshape(world.users, visits).sum(1)
 
 
 def bandits(runs: int) -> Iterator[Row]:
@@ -261,6 +342,85 @@ def bandits(runs: int) -> Iterator[Row]:
 def _regret(name: str, ratios: list[float]) -> Row:
     name = f"regret of {name} against equal shares"
     return row(name, ratio=np.mean(ratios), bar="≤ 0.5", runs=len(ratios), interval=(min(ratios), max(ratios)))
+
+
+OURS: dict[str, Policy] = {
+    "Thompson": Thompson(),
+    "UCB": UCB(),
+    "ε-greedy": EpsilonGreedy(),
+    "linear Thompson": LinearThompson(),
+    "LinUCB": LinUCB(),
+}
+PEERS = ("Thompson", "UCB", "ε-greedy", "--bag", "--squarecb", "--epsilon")  # of which ours are the counterparts:
+COUNTERPARTS = {
+    "plain": ("Thompson", "UCB", "ε-greedy", "Thompson", "UCB", "ε-greedy"),
+    "contextual": ("linear Thompson", "LinUCB", "LinUCB", "linear Thompson", "LinUCB", "LinUCB"),
+}
+
+
+def peers(python: str) -> Iterator[Row]:
+    """Regret of ours against that of each rule of the libraries, both with their defaults, on the same decisions with
+    labels an hour late on average and a tenth of them lost. `ratio` below 1 is for ours; its interval is by
+    bootstrap over seeds."""
+    late = Feedback(delay_s=3_600, lost=0.1)
+    for name, every_s, chances, context in _replays():
+        seeds = len(chances)
+        uniform = (chances.max(-1) - chances.mean(-1)).sum(-1)
+        kind, features = ("contextual", context) if context.shape[-1] else ("plain", [None] * seeds)
+        ours = {
+            rule: np.array(
+                [
+                    try_bandit(OURS[rule], c, x, every_s=every_s, feedback=late, seed=s).regret
+                    for s, (c, x) in enumerate(zip(chances, features, strict=True))
+                ]
+            )
+            for rule in dict.fromkeys(COUNTERPARTS[kind])
+        }
+        theirs = _theirs(python, every_s, chances, context, late)
+        for rule, regret in [*ours.items(), *theirs.items()]:
+            yield row(f"regret of {rule} against equal shares, {name}", ratio=(regret / uniform).mean(), runs=seeds)
+        for rule, regret in theirs.items():
+            mine = next(our for part, our in zip(PEERS, COUNTERPARTS[kind], strict=True) if part in rule)
+            drawn = numpy_generator(0, "peers", name, rule).integers(0, seeds, (2, 2_000, seeds))
+            ratios = ours[mine][drawn[0]].mean(1) / regret[drawn[1]].mean(1)
+            interval = np.quantile(ratios, [0.025, 0.975])
+            title = f"regret of {mine} against that of {rule}, {name}"
+            yield row(title, None, ours[mine].mean() / regret.mean(), "≤ 1.2", seeds, interval)
+
+
+def _replays(plain: int = 12, contextual: int = 4) -> Iterator[tuple[str, float, np.ndarray, np.ndarray]]:
+    """Name, seconds between decisions, (S, N, A) chances of a reward, and (S, N, F) contexts. Without a context regret
+    varies by far more from seed to seed."""
+    for arms in ((0.10, 0.12, 0.16), (0.30, 0.31, 0.33, 0.35, 0.28)):
+        chances = np.tile(arms, (plain, 10_000, 1))
+        yield f"{len(arms)} arms", 3.0, chances, np.zeros((*chances.shape[:2], 0))
+    generators = [numpy_generator(seed, "replays") for seed in range(contextual)]
+    context = np.stack([g.normal(size=(10_000, 4)) for g in generators])
+    slopes = np.stack([g.normal(size=(4, 3)) for g in generators])
+    yield "3 arms, 4 features", 3.0, special.expit(-1 + context @ slopes * 0.5), context
+    digits = datasets.load_digits()
+    order = np.stack([g.permutation(np.tile(np.arange(len(digits.data)), 2))[:3_000] for g in generators])
+    yield "10 digits by 64 pixels", 10.0, np.eye(10)[digits.target[order]], digits.data[order] / 16
+
+
+def _theirs(
+    python: str, every_s: float, chances: np.ndarray, context: np.ndarray, late: Feedback
+) -> dict[str, np.ndarray]:
+    delay = np.full(chances.shape[:2], np.inf)
+    for seed, row_of in enumerate(delay):
+        generator = numpy_generator(seed, "delays")
+        arrivals = [late.arrival(0, generator) for _ in row_of]
+        row_of[:] = [np.inf if at is None else max(1.0, at / 1e6 / every_s) for at in arrivals]
+    with tempfile.TemporaryDirectory() as folder:
+        replays = Path(folder, "replays.npz")
+        np.savez(replays, chances=chances, context=context, delay=delay)
+        command = [python, str(Path(__file__).parent / "peers" / "bandits.py"), str(replays)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-1_000:]}")
+    if done.stderr:
+        print(done.stderr.strip().splitlines()[-1])
+    return {name: np.array(regrets) for name, regrets in json.loads(done.stdout).items()}
 
 
 def off_policy_coverage(runs: int) -> Iterator[Row]:

@@ -281,7 +281,8 @@ class Weights:
         decided = wins.challenger + wins.champion
         if decided < self.sessions:
             return None
-        return bool(wins.challenger - wins.champion > self.caution * np.sqrt(decided))
+        whole = wins.weighed
+        return bool(whole.net > self.caution * np.sqrt(whole.square))
 
 
 class WeightsLearner:
@@ -296,8 +297,8 @@ class WeightsLearner:
     def candidate(self) -> dict[str, float]:
         return self.settings.towards(self.layer.current.values, self.duel, self.settings.reach)
 
-    def learn(self, credit: int) -> Document:
-        """The document in force after one more session, which the candidate has won (1), lost (-1) or neither (0)."""
+    def learn(self, credit: float) -> Document:
+        """The document in force after one more session, by its credit: above 0 if the candidate has won it."""
         self.wins = self.wins.add(credit)
         won = self.settings.verdict(self.wins)
         if won is not None:

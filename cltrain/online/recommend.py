@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from cltrain.clock import parse_duration
 from cltrain.errors import ConfigError
 from cltrain.online.design import information_needed, units_needed
 
+Answers = Literal["prediction", "ranking", "action"]
 OnlineTest = Literal["shadow", "interleave", "ab", "bandit", "canary"]
 
-INTERLEAVING_GAIN = 6  # users of an A/B test for one of interleaving, where each comes once; more if they come back
+INTERLEAVING_GAIN = 3  # users of an A/B test for one of interleaving, where `benchmarks/run.py online` finds few
+CANARY_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Situation:
     which makes a shadow test quick. cycle: traffic repeats itself by, for tests whose arms see different users.
     """
 
-    answers: Literal["prediction", "ranking", "action"]
+    answers: Answers
     units_per_day: float
     effect: float
     spread: float
@@ -39,7 +42,7 @@ class Situation:
     cycle: str = "7d"
 
     def __post_init__(self) -> None:
-        if self.answers not in ("prediction", "ranking", "action"):
+        if self.answers not in get_args(Answers):
             raise ConfigError(f"answers must be prediction, ranking or action, not {self.answers!r}")
         for name in ("units_per_day", "effect", "spread", "days"):
             if not 0 < getattr(self, name) < math.inf:
@@ -52,12 +55,14 @@ class Situation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """units: needed over all versions, 0 if the test proves no difference. days: with the labels' delay."""
+    """test: of `conf/rollout`. units: needed over all versions, 0 if the test proves no difference. days: with the
+    labels' delay. settings: by which the roll-out, or each of several, takes that many units and days."""
 
     test: OnlineTest
     units: int
     days: int
     reason: str
+    settings: Mapping[str, str | int]
 
 
 def recommend(situation: Situation) -> Recommendation:
@@ -65,42 +70,54 @@ def recommend(situation: Situation) -> Recommendation:
 
     >>> s = Situation(answers="ranking", units_per_day=20_000, effect=0.005, spread=0.4)
     >>> recommend(s).test, recommend(s).units, recommend(s).days
-    ('interleave', 35408, 2)
+    ('interleave', 70815, 4)
     """
     s, delay = situation, parse_duration(situation.delay).total_seconds() / 86_400
     cycle = parse_duration(s.cycle).total_seconds() / 86_400
     pairs = s.versions - 1
     two = units_needed(s.effect, s.spread, {"a": 0.5, "b": 0.5}, s.level / pairs, s.power)
-    split = math.ceil(two * s.versions / 2)
-    ab_days = _whole(split / s.units_per_day, cycle) + math.ceil(delay)
+    ab_days = pairs * (_whole(two / s.units_per_day, cycle) + math.ceil(delay))
+    in_turn = "" if pairs == 1 else f"; the {pairs} challengers one after another"
     if s.answers == "prediction":
         variance = 2 * s.spread**2 * (1 - s.pairing)
-        units = math.ceil(information_needed(s.level / pairs, s.power, "horizon") * variance / s.effect**2)
-        return Recommendation(
-            test="shadow",
-            units=units,
-            days=math.ceil(units / s.units_per_day + delay),
-            reason="labels do not depend on the answer, so versions are compared on the same rows without any risk",
-        )
+        each = math.ceil(information_needed(s.level / pairs, s.power, "horizon") * variance / s.effect**2)
+        days = pairs * math.ceil(each / s.units_per_day + delay)
+        longer = f"; it takes longer than {s.days:g} days, and nothing else is quicker" if days > s.days else ""
+        why = f"labels do not depend on the answer, so versions are compared on the same rows without any risk{in_turn}"
+        return _recommended("shadow", pairs * each, days, why + longer, pairs, min_samples=each)
     if s.answers == "ranking" and pairs == 1 and delay <= s.days:
-        units = math.ceil(split / INTERLEAVING_GAIN)
+        units = math.ceil(two / INTERLEAVING_GAIN)
         days = math.ceil(units / s.units_per_day + delay)
         if days <= s.days:
             why = "users compare two rankings in one list; an A/B test of the winner then says by how much it is better"
-            return Recommendation(test="interleave", units=units, days=days, reason=why)
+            return _recommended("interleave", units, days, why)
     quick = delay <= s.days / 10
     if s.versions > 2 and quick:
+        split = math.ceil(two * s.versions / 2)
+        days = min(_whole(split / s.units_per_day, cycle) + math.ceil(delay), math.ceil(s.days))
         why = f"{s.versions} versions and quick labels: traffic leaves the worse ones while the test runs"
-        return Recommendation(test="bandit", units=split, days=min(ab_days, math.ceil(s.days)), reason=why)
+        return _recommended("bandit", split, days, why)
     if ab_days <= s.days:
-        return Recommendation(
-            test="ab", units=split, days=ab_days, reason="there is traffic enough to prove the effect in time"
-        )
+        why = f"there is traffic enough to prove the effect in time{in_turn}"
+        plan: dict[str, str | int] = {"test": "horizon", "horizon_units": two, "cycle": s.cycle}
+        return _recommended("ab", pairs * two, ab_days, why, pairs, **plan)
     if quick:
         why = f"an A/B test would take {ab_days} days: earn while learning, without proof of the effect"
-        return Recommendation(test="bandit", units=0, days=math.ceil(s.days), reason=why)
+        return _recommended("bandit", 0, math.ceil(s.days), why)
     why = f"an A/B test would take {ab_days} days and labels are late: watch for harm, and decide offline"
-    return Recommendation(test="canary", units=0, days=math.ceil(cycle), reason=why)
+    return _recommended("canary", 0, math.ceil(cycle), why)
+
+
+def _recommended(
+    rollout: OnlineTest, units: int, days: int, reason: str, in_turn: int = 1, **settings: str | int
+) -> Recommendation:
+    limit = days * 86_400 // in_turn
+    if rollout == "canary":  # its steps share the days, and one that has little traffic takes longer
+        settings, limit = {"min_s": limit // CANARY_STEPS}, 2 * limit
+    settings = {f"rollout.{name}": value for name, value in {**settings, "max_s": limit}.items()}
+    return Recommendation(
+        test=rollout, units=units, days=days, reason=reason, settings={"rollout": rollout, **settings}
+    )
 
 
 def _whole(days: float, cycle: float) -> int:

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
@@ -26,6 +26,10 @@ class World:
     particular interest is liked. taste: how much preferences differ. patience: chance to look at the next place of a
     list (users look from the top). satisfaction: chance to leave after a click. activity: spread of how readily users
     click at all, in logits, which is what makes A/B tests of clicks slow.
+
+    looks: `cascade` for users who go down a list until they leave it (Craswell et al. 2008); `position` for users who
+    look at the k-th place with a chance of 1 / k, whatever they clicked (Joachims, Swaminathan & Schnabel 2017), for
+    which patience and satisfaction are of no account.
     """
 
     users: int = 2_000
@@ -36,6 +40,7 @@ class World:
     patience: float = 0.9
     satisfaction: float = 0.5
     activity: float = 1.0
+    looks: Literal["cascade", "position"] = "cascade"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +52,8 @@ class World:
             raise ConfigError(f"satisfaction must be between 0 and 1, not {self.satisfaction}")
         if self.taste < 0 or self.activity < 0:
             raise ConfigError("taste and activity must be 0 or more")
+        if self.looks not in ("cascade", "position"):
+            raise ConfigError(f"looks must be cascade or position, not {self.looks!r}")
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -75,6 +82,8 @@ class World:
         liked = generator.random(shown.shape) < special.expit(
             self.logits[users[:, None], shown] + self.moods[users, None]
         )
+        if self.looks == "position":
+            return liked & (generator.random(shown.shape) < 1 / np.arange(1, shown.shape[1] + 1))
         goes_on = generator.random(shown.shape) < np.where(liked, 1 - self.satisfaction, 1.0) * self.patience
         looked = np.column_stack([np.ones(len(users), bool), np.cumprod(goes_on[:, :-1], axis=1)])
         return liked & (looked > 0)

@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("context", pa.list_(pa.float64())),
         ("policy_version", pa.string()),
         ("decision_propensity", pa.float64()),
+        ("credit", pa.float64()),
     ]
 )
 
@@ -53,7 +54,8 @@ class Prediction(NamedTuple):
     given to, with a chance of `propensity`, by the roll-out `experiment`; `version` is what answered, which is the
     champion's where the arm could not. weight: one over the chance that the row had of being logged. position: place in
     an interleaved list, from 1 on; `arm` is then the team whose item it is (or `neither`), and `propensity` the chance
-    of the whole list; items that were cut off have none. snapshot: of the bandit that chose the arm, from `context`.
+    of the whole list; items that were cut off have none. credit: what a click there says, above 0 for the challenger.
+    snapshot: of the bandit that chose the arm, from `context`.
     policy_version: of the policy that made `label_answer` of the score, with a chance of `decision_propensity`, which
     is None where nothing was decided."""
 
@@ -78,6 +80,7 @@ class Prediction(NamedTuple):
     context: tuple[float, ...] | None = None
     policy_version: str | None = None
     decision_propensity: float | None = None
+    credit: float | None = None
 
 
 _FEATURES = Prediction._fields.index("features")

@@ -143,6 +143,7 @@ def _list(
                 shown.propensity,
                 position=places[i] + 1 if i in places else None,
                 policy_version=policy.version if policy else None,
+                credit=shown.credits[places[i]] if i in places else None,
             )
         )
     server.predictions.log(logged)

@@ -288,10 +288,11 @@ class Interleave(_Common):
     prefer. `/predict` is answered by the champion.
 
     A click is feedback of `click_type` (null: any but guardrails.reward_type), with a number above 0, on the request
-    id of an item. A unit counts once, by the clicks of its first `session_s` seconds. From `min_samples` sessions with
-    a winner on, the test may be read at any time at level `level`; a preferred version is promoted, or `then` stops
-    with the report, such as for an A/B test. Without a verdict after `max_s` seconds it is stopped. Clicks are the
-    quality here: guardrails.max_loss_increase is not read, since items that nobody clicks have no label."""
+    id of an item, and weighs by how far apart the two rankings have what they pick in that turn. A unit counts once,
+    by the clicks of its first `session_s` seconds. From `min_samples` sessions with a winner on, the test may be read
+    at any time at level `level`; a preferred version is promoted, or `then` stops with the report, such as for an A/B
+    test. Without a verdict after `max_s` seconds it is stopped. Clicks are the quality here:
+    guardrails.max_loss_increase is not read, since items that nobody clicks have no label."""
 
     kind: ClassVar[str] = INTERLEAVE
     level: float = 0.05
@@ -322,7 +323,8 @@ class Interleave(_Common):
     def next(self, trial: Trial, evidence: Evidence, now: datetime) -> Action:
         wins = evidence.outcomes.wins if isinstance(evidence.outcomes, Preference) else Wins()
         decided, found = wins.challenger + wins.champion, wins.preference(self.level)
-        report = f"preferred in {found.estimate:.1%} ({found.low:.1%} to {found.high:.1%}) of {decided} sessions"
+        share = f"{found.estimate:.1%} ({found.low:.1%} to {found.high:.1%})"
+        report = f"preferred by {share} of the weighed clicks of {decided} sessions"
         if decided >= self.min_samples and found.low > 0.5:
             return Action(self.then, f"it is {report}")
         if decided >= self.min_samples and found.high < 0.5:

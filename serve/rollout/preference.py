@@ -27,7 +27,18 @@ from serve.rollout.outcomes import REWARD, Outcomes, Period
 INTERLEAVE = "interleave"
 SETTLED_AFTER = timedelta(hours=1)  # by which the log of every replica has come to the store
 REWARDED_WITHIN = timedelta(days=7)
-_READ = ("request_id", "event_id", "unit_id", "time", "model", "arm", "experiment", "policy_version", "position")
+_READ = (
+    "request_id",
+    "event_id",
+    "unit_id",
+    "time",
+    "model",
+    "arm",
+    "experiment",
+    "policy_version",
+    "position",
+    "credit",
+)
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,12 @@ class PreferenceReader:
             pc.invert(is_reward) if self._click_type is None else pc.equal(self._labels["type"], self._click_type)
         )
         clicked = _joined(rows, self._labels.filter(is_click), self._session)
-        lists = _by_team(clicked, ["unit_id", "time"], pc.greater(clicked["label_value"], 0.0))
-        lists = lists.append_column("credit", pc.sign(pc.subtract(lists["ours_sum"], lists["theirs_sum"])))
-        credits = lists.group_by("unit_id").aggregate([("credit", "sum")])
+        said = pc.if_else(pc.fill_null(pc.greater(clicked["label_value"], 0.0), False), credits_of(clicked), 0.0)
+        credits = (
+            pa.table({"unit_id": clicked["unit_id"], "credit": said}).group_by("unit_id").aggregate([("credit", "sum")])
+        )
         place = pc.index_in(first["unit_id"], value_set=credits["unit_id"])
-        credit = np.sign(credits["credit_sum"].take(place).to_numpy().astype(np.float64))
+        credit = pc.fill_null(credits["credit_sum"].take(place), 0.0).to_numpy()
         rewarded = _joined(rows, self._labels.filter(is_reward), REWARDED_WITHIN)
         totals = _by_team(rewarded, ["unit_id"], rewarded["label_value"])
         place = pc.index_in(first["unit_id"], value_set=totals["unit_id"])
@@ -143,9 +155,8 @@ class _Credits:
     theirs: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def __add__(self, other: _Credits) -> _Credits:
-        wins = {name: count + getattr(other.wins, name) for name, count in vars(self.wins).items()}
         totals = (np.concatenate(pair) for pair in ((self.ours, other.ours), (self.theirs, other.theirs)))
-        return _Credits(Wins(**wins), *totals)
+        return _Credits(self.wins + other.wins, *totals)
 
     def period(self) -> Period:
         """All units count, those without a reward among them: the totals of two teams are then as good as
@@ -157,7 +168,7 @@ class _Credits:
 
 @dataclass(frozen=True)
 class _Units:
-    """N units, all (N,): names, when their first list was shown, and who won so far with which rewards."""
+    """N units, all (N,): names, when their first list was shown, their credits so far, and rewards."""
 
     names: pa.ChunkedArray
     first: np.ndarray
@@ -166,9 +177,7 @@ class _Units:
     theirs: np.ndarray
 
     def credits(self, which: np.ndarray) -> _Credits:
-        credit = self.credit[which]
-        wins = Wins(challenger=int((credit > 0).sum()), champion=int((credit < 0).sum()), ties=int((credit == 0).sum()))
-        return _Credits(wins, self.ours[which], self.theirs[which])
+        return _Credits(Wins.of(self.credit[which]), self.ours[which], self.theirs[which])
 
 
 def _joined(rows: pa.Table, labels: pa.Table, within: timedelta) -> pa.Table:
@@ -179,6 +188,12 @@ def _joined(rows: pa.Table, labels: pa.Table, within: timedelta) -> pa.Table:
     labels, place = labels.filter(pc.is_valid(place)), pc.drop_null(place)
     in_time = pc.less(labels["received_at"], end.take(place))
     return join_feedback(rows.filter(pc.less(rows["time"], end)), labels.filter(in_time))
+
+
+def credits_of(rows: pa.Table) -> pa.ChunkedArray:
+    """What a click on each row says; lists that were logged without credits weigh all items alike."""
+    alike = pc.if_else(pc.equal(rows["arm"], CHALLENGER), 1.0, pc.if_else(pc.equal(rows["arm"], CHAMPION), -1.0, 0.0))
+    return pc.coalesce(rows["credit"], alike)
 
 
 def _by_team(joined: pa.Table, keys: list[str], value: pa.ChunkedArray) -> pa.Table:

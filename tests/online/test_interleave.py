@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cltrain.errors import ConfigError
-from cltrain.online.interleave import Interleaved, Wins, credit, sign_evidence, team_draft
+from cltrain.online.interleave import Interleaved, Wins, credit, preference_evidence, team_draft
 from cltrain.online.simulator import World
 
 rankings = st.lists(st.integers(0, 12), unique=True, max_size=8)
@@ -37,10 +37,10 @@ def test_what_both_rank_alike_is_nobodys() -> None:
     assert drafted.teams[:2] == ("neither", "neither")
     assert set(drafted.teams[2:]) == {"champion", "challenger"}
     assert credit(drafted, {"a", "b"}) == 0
-    assert credit(drafted, {"d", "a"}) == 1
+    assert credit(drafted, {"d", "a"}) == -credit(drafted, {"c", "b"}) > 0
 
 
-def test_credit_goes_to_the_team_with_more_clicks() -> None:
+def test_credit_goes_to_the_team_that_was_clicked() -> None:
     shown = Interleaved(items=("a", "b", "c"), teams=("champion", "challenger", "champion"))
     assert [credit(shown, clicked) for clicked in ({"a", "c", "b"}, {"b"}, {"a", "b"}, set())] == [-1, 1, 0, 0]
 
@@ -59,9 +59,63 @@ def test_equally_good_rankers_win_equally_often_and_a_better_one_wins() -> None:
         assert (found.low > 0.5) == (version == "c")
 
 
-def test_the_sign_test_may_be_read_after_every_session() -> None:
-    wins = np.random.default_rng(0).integers(0, 2, (1_000, 500)).cumsum(1)
-    assert (sign_evidence(wins, np.arange(1, 501)) >= -np.log(0.05)).any(1).mean() < 0.066
+@pytest.mark.parametrize("sizes", ["one", "many", "heavy"])
+def test_the_test_may_be_read_after_every_session(sizes: str) -> None:
+    """Whatever the sizes of credits, and from the first session on."""
+    generator = np.random.default_rng(0)
+    shape = (1_000, 500)
+    size = {"one": np.ones(shape), "many": generator.lognormal(size=shape), "heavy": generator.pareto(1.0, shape)}[
+        sizes
+    ]
+    credits = size * generator.choice([-1.0, 1.0], shape)
+    evidence = preference_evidence(credits.cumsum(1), np.square(credits).cumsum(1))
+    assert (evidence >= -np.log(0.05)).any(1).mean() < 0.066
+
+
+def test_users_who_click_without_looking_prefer_nobody() -> None:
+    """Whatever the rankings, and however unlike their places: the coins alone say whose an item is."""
+    champion, challenger = list(range(20)), [7, 0, 19, 3, 12, 5, *range(13, 19), 1, 2, 4, 6, 8, 9, 10, 11]
+    generator, places = np.random.default_rng(0), 1 / np.arange(1, 11)
+    net = square = 0.0
+    for _ in range(4_000):
+        shown = team_draft(champion, challenger, 10, generator)
+        clicked = {item for item, click in zip(shown.items, generator.random(10) < places, strict=True) if click}
+        net, square = net + credit(shown, clicked), square + credit(shown, clicked) ** 2
+    assert abs(net) < 3.5 * square**0.5
+
+
+def test_a_click_weighs_by_how_far_apart_the_rankings_are() -> None:
+    shown = team_draft("abcdef", "aebcdf", 6, np.random.default_rng(0))
+    weights = dict(zip(shown.items, shown.weights, strict=True))
+    assert shown.items[0] == "a"
+    assert weights["a"] == 0
+    assert weights["b"] == weights["e"] == pytest.approx((np.log(5 / 2) + np.log(3 / 2)) / 4, abs=1e-3)
+    near = team_draft("abcdef", "abcdfe", 6, np.random.default_rng(0))
+    assert credit(near, {"e"}) != 0
+    assert abs(credit(near, {"e"})) < weights["b"]
+    left_out = team_draft("ab", "cd", 4, np.random.default_rng(0))
+    assert max(left_out.weights) == pytest.approx(2 * np.log(3) / 4, abs=1e-3)
+
+
+def test_what_only_one_has_left_is_nobodys() -> None:
+    """Nobody else could have picked it, so its clicks would be a gift."""
+    shown = team_draft("a", "bcd", 4, np.random.default_rng(0))
+    assert shown.teams[2:] == ("neither", "neither")
+    assert shown.propensity == 0.5
+
+
+def test_wins_add_up_with_and_without_sizes() -> None:
+    credits = np.array([0.5, -2.0, 0.0, 1.0])
+    whole = Wins()
+    for one in credits:
+        whole = whole.add(one)
+    assert whole == Wins.of(credits) == Wins.of(credits[:2]) + Wins.of(credits[2:])
+    assert (whole.net, whole.size, whole.square) == (-0.5, 3.5, 5.25)
+    counted = Wins(challenger=2, champion=1, ties=1)
+    assert counted.preference() == Wins.of(np.array([1.0, 1.0, -1.0, 0.0])).preference()
+    assert counted.add(-0.5) == counted + Wins.of(np.array([-0.5]))
+    both = counted + whole
+    assert (both.net, both.size, both.square) == (0.5, 6.5, 8.25)
 
 
 def test_bounds_of_a_preference() -> None:
@@ -69,7 +123,8 @@ def test_bounds_of_a_preference() -> None:
     assert Wins(champion=20).preference().high < 0.5
     found = Wins(challenger=60, champion=40, ties=7).preference(0.05)
     assert found.low < 0.5 < 0.6 == found.estimate < found.high
-    assert sign_evidence(60, 100, found.low) == pytest.approx(-np.log(0.05), abs=1e-4)
+    level = found.p  # at which the interval just reaches 0.5
+    assert Wins(challenger=60, champion=40, ties=7).preference(level).low == pytest.approx(0.5)
 
 
 def test_a_list_has_a_length() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import special
 
 from cltrain.errors import ConfigError
 from cltrain.online.simulator import Feedback, InFlight, World
@@ -29,6 +30,13 @@ def test_users_who_are_satisfied_leave() -> None:
     assert world.clicks(np.arange(500), world.ranking("v", 0.0), np.random.default_rng(0)).sum(1).max() == 1
 
 
+def test_users_who_look_by_position_go_on_after_a_click() -> None:
+    world, generator = World(users=3_000, taste=0.0, activity=0.0, looks="position"), np.random.default_rng(0)
+    clicks = world.clicks(np.arange(3_000), world.ranking("v", 0.0), generator)
+    np.testing.assert_allclose(clicks.mean(0), special.expit(-2.0) / np.arange(1, 11), atol=0.02)
+    assert clicks[clicks[:, 0]][:, 1:].any(1).mean() == pytest.approx(clicks[:, 1:].any(1).mean(), abs=0.06)
+
+
 def test_feedback_is_late_or_lost() -> None:
     generator, feedback = np.random.default_rng(0), Feedback(delay_s=10, lost=0.3)
     arrivals = [feedback.arrival(1_000, generator) for _ in range(4_000)]
@@ -54,6 +62,7 @@ def test_labels_arrive_once_in_order() -> None:
         lambda: World(patience=0),
         lambda: World(satisfaction=2),
         lambda: World(taste=-1),
+        lambda: World(looks="down"),
         lambda: Feedback(lost=1.0),
     ],
 )

@@ -264,7 +264,7 @@ def test_an_interleaving_over_grpc_and_ray_serve(ray_session: object, store: Sto
                 over.set()
                 thread.join()
         assert (done.status, done.version) == ("promoted", "1.1"), done.reason
-        assert "preferred in" in done.reason
+        assert "preferred by" in done.reason
         assert {"champion", "challenger"} <= seen.teams
         assert (("challenger", "binary:1.1"), ("champion", "binary:1.0")) in seen.versions
     finally:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import special
 
@@ -26,7 +27,7 @@ from serve.rollout.controller import Controller, begin
 from serve.rollout.evidence import read_evidence
 from serve.rollout.guardrails import Guardrails
 from serve.rollout.kinds import Action, Evidence, Interleave, decide
-from serve.rollout.preference import Preference, PreferenceReader
+from serve.rollout.preference import Preference, PreferenceReader, credits_of
 from serve.settings import LogSettings
 
 Serve = Callable[..., Any]
@@ -164,11 +165,14 @@ def test_a_list_says_who_is_in_it_and_the_log_says_the_same(site: Callable[..., 
             version = "1.1" if item["team"] == "challenger" else "1.0"
             assert item["version"] == f"binary:{version}"
             assert (row["version"], row["arm"], row["position"]) == (version, item["team"], place + 1)
+            sign = {"challenger": 1, "champion": -1, "neither": 0}[item["team"]]
+            assert np.sign(row["credit"]) == sign, "what a click there says"
             assert (row["prediction"], row["experiment"], row["epoch"]) == (item["score"], on.trial.id, answer["epoch"])
             teams.append(item["team"])
         drafted = sum(team != "neither" for team in teams[-10:])
         assert row["propensity"] == 0.5 ** -(-drafted // 2)
     assert {row["position"] for row in logged.values()} == {None}, "what was cut off has no place"
+    assert {row["credit"] for row in logged.values()} == {None}
     assert {row["arm"] for row in logged.values()} == {"neither"}
     assert teams.count("champion") == pytest.approx(teams.count("challenger"), abs=30)
     again = on.client.post("/rank", json={"unit_id": "u3", "features": {"user": 3}, "top": 10, "items": [
@@ -177,6 +181,11 @@ def test_a_list_says_who_is_in_it_and_the_log_says_the_same(site: Callable[..., 
     assert [i["item_id"] for i in again.json()["ranking"]] == [i["item_id"] for i in on.lists[3]["ranking"]]
     metrics = on.client.get("/metrics").text
     assert 'cltrain_rows_total{arm="challenger",role="challenger",version="1.1"} 930.0' in metrics
+
+
+def test_lists_that_were_logged_without_credits_weigh_all_clicks_alike() -> None:
+    rows = pa.table({"arm": ["challenger", "champion", "neither", "champion"], "credit": [None, None, None, -0.25]})
+    assert credits_of(rows).to_pylist() == [1.0, -1.0, 0.0, -0.25]
 
 
 def test_equal_rankers_win_equally_often_and_nothing_is_decided(
@@ -210,7 +219,7 @@ def test_the_preferred_ranker_is_promoted_by_whichever_controller_is_there(
     an_hour_later()
     promoted = on.look()
     assert promoted is not None
-    assert (promoted.do, "preferred in" in promoted.reason) == ("promote", True)
+    assert (promoted.do, "preferred by" in promoted.reason) == ("promote", True)
     assert registry.champion().version == "1.1"  # type: ignore[union-attr]
     evidence = on.trial.evidence
     assert evidence["outcomes"]["preference"]["low"] > 0.5
@@ -226,7 +235,7 @@ def test_the_worse_ranker_is_rolled_back(site: Callable[..., Site], an_hour_late
     on.settle()
     an_hour_later()
     assert on.look().do == "roll_back"  # type: ignore[union-attr]
-    assert on.deployments.refused("1.1").startswith("it is preferred in")  # type: ignore[union-attr]
+    assert on.deployments.refused("1.1").startswith("it is preferred by")  # type: ignore[union-attr]
 
 
 def test_a_unit_counts_once_whatever_comes_twice(site: Callable[..., Site], registry: Registry) -> None:
