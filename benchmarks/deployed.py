@@ -68,12 +68,12 @@ def make_events(rows: int, seed: int) -> pa.Table:
     return pa.table({"id": [f"e{i}" for i in range(rows)], "at": when, **columns, "y": (score > 0).astype(np.int64)})
 
 
-def add_versions(store: Store, versions: int, rows: int = 500, **model: Any) -> list[str]:
-    """Register so many versions of one model, each trained from scratch on data of its own: each answers any row
-    differently. Their numbers."""
+def add_versions(store: Store, versions: int, rows: int = 500, first: int = 0, **model: Any) -> list[str]:
+    """Register so many versions of one model, each trained from scratch on data of its own, from data set `first` on:
+    each answers any row differently. Their numbers."""
     settings = {"_target_": "cltrain.models.TabularNet", "hidden": [256, 256], **model}
     names = []
-    for index in range(versions):
+    for index in range(first, first + versions):
         table = make_events(rows, index)
         schema = infer_schema(table.schema, Columns(event_time="at", label="y", event_id="id", task="binary"))
         cursor = Cursor(until=START, files=(f"events-{index}",))

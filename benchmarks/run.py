@@ -33,6 +33,7 @@ CASES = (
     "swap",
     "serve",
     "soak",
+    "shadow",
     "join",
     "slices",
     "live",

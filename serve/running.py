@@ -20,6 +20,7 @@ from serve.control import read_note
 from serve.local import NoTraffic
 from serve.serving import Serving, get_json
 
+ANSWER_S = 5.0  # that one answer may take
 _URL = re.compile(r"http://[^/?#@]+")
 
 
@@ -69,7 +70,7 @@ class RunningServing(Serving):
         """What keeps this from being the application of `registry`, by its model, its epoch, and the weights that its
         champion has here and there."""
         try:
-            seen = get_json(self.url, "/versions", self.timeout_s)
+            seen = get_json(self.url, "/versions", ANSWER_S)
             note = read_note(registry.store.storage, registry.model)
             if seen["model"] != registry.model:
                 return f"{self.url} answers for the model {seen['model']}, and the loop is of {registry.model}"
@@ -80,7 +81,7 @@ class RunningServing(Serving):
                 return f"{self.url} follows another registry: it is at epoch {seen['registry_epoch']}, and not {now}"
             if champion is None:
                 return None
-            get_json(self.url, "/readyz", self.timeout_s)
+            get_json(self.url, "/readyz", ANSWER_S)
         except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
             return f"{self.url} does not answer as it should ({error or type(error).__name__})"
         digests = {one["version"]: one["weights_digest"] for one in seen["resident"]}

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 NICENESS = 10
 MAX_RETRY_S = 5.0
-WORKER = [sys.executable, "-c", "from serve.rollout.shadow import work; work()"]
+WORKER = [sys.executable, "-c", f"import os; os.nice({NICENESS}); from serve.rollout.shadow import work; work()"]
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,6 @@ def work() -> None:
 
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not mix with the answers
-    os.nice(NICENESS)
     torch.set_num_threads(1)
     answer_copies(source, sink)
 
