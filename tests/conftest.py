@@ -47,6 +47,12 @@ def settings_of() -> Callable[..., dict[str, Any]]:
     return resolve
 
 
+def overrides_of_table(folder: Path) -> list[str]:
+    """Overrides of a job on the table that `write_table` has written."""
+    columns = ("event_time=when", "label=clicked", "label_time=known", "event_id=id", "exclude=[kind,amount]")
+    return ["data=parquet", f"data.path={folder}", *(f"data.{column}" for column in columns)]
+
+
 @pytest.fixture
 def small(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Settings of a job on a small table of ten weeks in `tmp_path`, in this process, without serving and W&B."""
@@ -56,13 +62,7 @@ def small(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> Callabl
 
     def resolve(*overrides: str, job: str = "loop") -> dict[str, Any]:
         return settings_of(
-            "data=parquet",
-            f"data.path={folder}",
-            "data.event_time=when",
-            "data.label=clicked",
-            "data.label_time=known",
-            "data.event_id=id",
-            "data.exclude=[kind,amount]",
+            *overrides_of_table(folder),
             "serve=none",
             "tracking=files",
             "cluster.workers=0",

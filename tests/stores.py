@@ -10,7 +10,7 @@ from typing import Any
 
 from cltrain.assemble import open_store, run_by_hand, run_loop
 from cltrain.registry import Registry
-from tests.conftest import write_table
+from tests.conftest import overrides_of_table, write_table
 
 
 def made(folder: Path, settings_of: Callable[..., dict[str, Any]], *overrides: str) -> dict[str, Any]:
@@ -19,13 +19,7 @@ def made(folder: Path, settings_of: Callable[..., dict[str, Any]], *overrides: s
     if not done.exists():
         write_table(folder / "events", weeks=6, rows_a_day=20)
     common = [
-        "data=parquet",
-        f"data.path={folder / 'events'}",
-        "data.event_time=when",
-        "data.label=clicked",
-        "data.label_time=known",
-        "data.event_id=id",
-        "data.exclude=[kind,amount]",
+        *overrides_of_table(folder / "events"),
         "serve=none",
         "cluster.workers=0",
         f"store.root={folder / 'kept'}",
@@ -52,3 +46,8 @@ def copied(made: dict[str, Any], folder: Path) -> Registry:
     """The registry of a copy of the store, to be treated badly; the events are those of the original."""
     shutil.copytree(made["store"]["root"], folder / "store")
     return Registry(open_store(made | {"store": {"root": str(folder / "store"), "url": None}}, create=False), "default")
+
+
+def files(registry: Registry) -> dict[str, float]:
+    """When each file of the store was last written, but for those of the database."""
+    return {b.name: b.changed for b in registry.store.storage.infos("") if not b.name.startswith("registry.db")}

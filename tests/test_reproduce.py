@@ -17,7 +17,7 @@ from cltrain.registry import Registry
 from cltrain.registry.tables import VersionRow
 from cltrain.reproduce import reproduce, request_of
 from cltrain.train.state import request_digest, state_name
-from tests.stores import copied, made
+from tests.stores import copied, files, made
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,6 @@ def kept(tmp_path_factory: pytest.TempPathFactory, settings_of: Callable[..., di
 @pytest.fixture
 def registry(kept: dict[str, Any], tmp_path: Path) -> Registry:
     return copied(kept, tmp_path)
-
-
-def files(registry: Registry) -> dict[str, float]:
-    return {b.name: b.changed for b in registry.store.storage.infos("") if not b.name.startswith("registry.db")}
 
 
 def move_events(registry: Registry, kept: dict[str, Any], tmp_path: Path) -> Path:

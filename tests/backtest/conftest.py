@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from cltrain.backtest.strategy import Strategies
 from cltrain.config import CONF, build, register_defaults
 from jobs.compose import Composer
-from tests.conftest import write_table
+from tests.conftest import overrides_of_table, write_table
 
 SHORT = ["train.stateless.min_steps=30", "train.stateless.epochs=1", "window.bootstrap=2", "evaluate.past_windows=2"]
 
@@ -30,8 +30,7 @@ def given(events: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
     def overrides(*more: str) -> list[str]:
         return [
-            "data=parquet", f"data.path={events}", "data.event_time=when", "data.label=clicked",
-            "data.label_time=known", "data.event_id=id", "data.exclude=[kind,amount]",
+            *overrides_of_table(events),
             "cluster.num_cpus=2", "cluster.dashboard=false", f"store.root={tmp_path / 'store'}", *SHORT, *more,
         ]  # fmt: skip
 

@@ -18,6 +18,7 @@ import pytest
 from cltrain.assemble import open_store, run_loop
 from cltrain.registry import Registry
 from tests.cluster.under_way import train_workers
+from tests.conftest import overrides_of_table
 
 History = list[tuple[str, str, int]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,13 +44,7 @@ class Job:
     def __init__(self, tmp_path: Path) -> None:
         self.database = tmp_path / "store" / "registry.db"
         overrides = [
-            "data=parquet",
-            f"data.path={tmp_path / 'events'}",
-            "data.event_time=when",
-            "data.label=clicked",
-            "data.label_time=known",
-            "data.event_id=id",
-            "data.exclude=[kind,amount]",
+            *overrides_of_table(tmp_path / "events"),
             "serve=none",
             "tracking=files",
             "cluster.workers=1",

@@ -27,9 +27,9 @@ from cltrain.registry.deployment import Deployments, Trial
 from serve.local import get_json
 from serve.rollout.controller import begin
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import Canary
+from serve.rollout.releases import Canary
 from serve.running import RunningServing
-from tests.conftest import write_table
+from tests.conftest import overrides_of_table, write_table
 from tests.serve import told
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,13 +79,7 @@ def orphan(
 
     def settings(*overrides: str) -> dict[str, Any]:
         return settings_of(
-            "data=parquet",
-            f"data.path={folder / 'events'}",
-            "data.event_time=when",
-            "data.label=clicked",
-            "data.label_time=known",
-            "data.event_id=id",
-            "data.exclude=[kind,amount]",
+            *overrides_of_table(folder / "events"),
             "data.time_features=false",
             "tracking=files",
             "cluster.workers=0",
