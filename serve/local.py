@@ -25,7 +25,7 @@ from serve.policy.policy_layer import BINARY, Reward, require_binary
 from serve.policy.reranking import require_click_type
 from serve.rollout.bandit import BANDIT, require_log
 from serve.rollout.controller import settings_of
-from serve.rollout.kinds import RollOutKind
+from serve.rollout.machine import RollOutKind
 from serve.rollout.preference import INTERLEAVE, require_task
 from serve.serving import Serving
 from serve.serving import get_json as get_json

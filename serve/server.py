@@ -24,7 +24,7 @@ from serve.logs.segments import new_id
 from serve.policy.policy_layer import BINARY, ThresholdPolicy
 from serve.resident import Choice, Loaded, ResidentVersions, Served
 from serve.rollout.controller import end
-from serve.rollout.kinds import Action
+from serve.rollout.machine import Action
 from serve.rollout.mirror import Mirror
 from serve.rollout.recorder import Recorder
 from serve.scores import chosen

@@ -18,7 +18,7 @@ from cltrain.registry.deployment import STAGING, Deployment, Deployments, Trial
 from serve.control import Note, read_note
 from serve.endings import Endings, tell_of
 from serve.rollout.controller import begin, check_fit, make_way, report
-from serve.rollout.kinds import RollOutKind
+from serve.rollout.machine import RollOutKind
 from serve.rollout.preference import INTERLEAVE, require_task
 from serve.traffic import Traffic
 

@@ -13,7 +13,7 @@ from serve.control import read_note
 from serve.http import schemas
 from serve.rollout.bandit import BANDIT, require_log
 from serve.rollout.controller import begin, check_fit, end, kind_of, report
-from serve.rollout.kinds import Action
+from serve.rollout.machine import Action
 from serve.rollout.preference import INTERLEAVE
 from serve.server import Server
 

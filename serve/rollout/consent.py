@@ -6,7 +6,7 @@ from cltrain.approval import roll_back_policy
 from cltrain.registry import Registry
 from cltrain.registry.deployment import Trial
 from cltrain.registry.permissions import ROLL_BACK
-from serve.rollout.kinds import Action
+from serve.rollout.machine import Action
 
 
 class Consent:

@@ -32,8 +32,10 @@ from serve.policy.reranking import WeightsAdapter
 from serve.rollout.bandit import Owner, require_features
 from serve.rollout.consent import Consent
 from serve.rollout.evidence import Seen, read_evidence
+from serve.rollout.experiments import BanditTest, Interleave
 from serve.rollout.guardrails import Reading, Sustained, about, psi, readings
-from serve.rollout.kinds import KINDS, Action, BanditTest, Evidence, Interleave, RollOutKind, decide
+from serve.rollout.kinds import KINDS
+from serve.rollout.machine import Action, Evidence, RollOutKind, decide
 from serve.rollout.outcomes import NO_COVARIATE, OutcomeReader, Outcomes
 from serve.rollout.preference import PreferenceReader, require_one_score
 

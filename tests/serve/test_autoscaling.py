@@ -21,7 +21,8 @@ from serve.local import LocalServing, get_json
 from serve.resident import ResidentVersions
 from serve.rollout.controller import Controller, begin, end
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import Action, Canary
+from serve.rollout.machine import Action
+from serve.rollout.releases import Canary
 from serve.server import Server
 from serve.settings import ServerSettings
 

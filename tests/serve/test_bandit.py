@@ -25,8 +25,8 @@ from serve.logs.prediction_log import read_predictions
 from serve.rollout import controller as controllers
 from serve.rollout.bandit import ContextReader, snapshot_place, state_place
 from serve.rollout.controller import Controller, begin
+from serve.rollout.experiments import BanditTest
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import BanditTest
 from serve.rollout.outcomes import REWARD
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings

@@ -17,7 +17,8 @@ from serve.rollout import controller as controllers
 from serve.rollout.bandit import BanditOutcomes, Weighed, require_log
 from serve.rollout.controller import kind_of
 from serve.rollout.evidence import Counters, Seen
-from serve.rollout.kinds import BanditTest, Evidence, decide
+from serve.rollout.experiments import BanditTest
+from serve.rollout.machine import Evidence, decide
 from serve.rollout.outcomes import LOSS
 from serve.settings import LogSettings
 

@@ -19,7 +19,8 @@ from serve.logs.prediction_log import read_predictions
 from serve.rollout.controller import Controller, begin, end
 from serve.rollout.evidence import read_evidence
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import Action, Canary, Swap
+from serve.rollout.machine import Action
+from serve.rollout.releases import Canary, Swap
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 

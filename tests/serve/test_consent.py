@@ -13,7 +13,8 @@ from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
 from serve.local import LocalServing, tell_of
 from serve.rollout.controller import Controller, begin
-from serve.rollout.kinds import Action, Canary
+from serve.rollout.machine import Action
+from serve.rollout.releases import Canary
 from serve.settings import admin_token_digest
 from tests.versions import registered
 

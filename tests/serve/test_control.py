@@ -17,7 +17,8 @@ from serve.control import Control, Note, read_note
 from serve.endings import Endings, tell_of, told_epoch
 from serve.rollout.controller import Controller, begin, end
 from serve.rollout.evidence import Sheet
-from serve.rollout.kinds import Action, Canary
+from serve.rollout.machine import Action
+from serve.rollout.releases import Canary
 
 CANARY = Canary(steps=(0.5,), min_samples=1, min_s=0.0)
 

@@ -25,8 +25,9 @@ from serve.logs.prediction_log import read_predictions
 from serve.rollout import controller as controlling
 from serve.rollout.controller import Controller, begin
 from serve.rollout.evidence import read_evidence
+from serve.rollout.experiments import Interleave
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import Action, Evidence, Interleave, decide
+from serve.rollout.machine import Action, Evidence, decide
 from serve.rollout.preference import Preference, PreferenceReader, credits_of
 from serve.settings import LogSettings
 

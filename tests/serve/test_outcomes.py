@@ -23,8 +23,8 @@ from serve.logs.feedback import FOLDER as FEEDBACK
 from serve.logs.feedback import join_feedback, read_feedback
 from serve.logs.prediction_log import FOLDER, SHADOW_FOLDER, read_predictions
 from serve.logs.strata import Strata, drawn
+from serve.rollout.experiments import ABTest, tally_of
 from serve.rollout.joined import Places
-from serve.rollout.kinds import ABTest, tally_of
 from serve.rollout.outcomes import OutcomeReader, Outcomes, read_outcomes
 from tests.serve.logs import ABOUT, NUMBERS, START, answer, label, write
 

@@ -15,9 +15,12 @@ from cltrain.registry.deployment import STAGING, Trial
 from serve.rollout.controller import kind_of
 from serve.rollout.controller import settings_of as settings_again
 from serve.rollout.evidence import Counters, Seen
+from serve.rollout.experiments import ABTest
 from serve.rollout.guardrails import Guardrails, Reading
-from serve.rollout.kinds import KINDS, ABTest, Canary, Evidence, Shadow, Swap, decide
+from serve.rollout.kinds import KINDS
+from serve.rollout.machine import Evidence, decide
 from serve.rollout.outcomes import Outcomes, Period
+from serve.rollout.releases import Canary, Shadow, Swap
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 BREACH = Reading(name="error rate", kind="health", value=0.1, limit=0.001, samples=50, breach=True)
