@@ -4,6 +4,7 @@ moment at which it was meant to go, so that a server that stalls is charged for 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -18,6 +19,13 @@ import numpy as np
 from benchmarks.deployed import AT
 
 HEADERS = {"content-type": "application/json"}
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--load", type=float, default=0.5, help="share of the measured capacity (default 0.5)")
+    parser.add_argument("--rate", type=float, help="requests a second, in place of --load")
+    parser.add_argument("--capacity-s", type=float, default=10.0, help="to measure the capacity for (default 10)")
+    parser.add_argument("--seed", type=int, default=0)
 
 
 @dataclass(slots=True)
@@ -39,7 +47,8 @@ class Asked:
 
 @dataclass
 class Clients:
-    """`connections` to a server, shared out among four clients. Requests are of one row each, and of `rows` in turn."""
+    """`connections` to a server, shared out among four clients. Requests are of one row each, and of `rows` in turn.
+    capacity: requests a second, once `rate` has measured it."""
 
     url: str
     rows: Sequence[dict[str, Any]]
@@ -47,6 +56,7 @@ class Clients:
     connections: int = 32
     timeout_s: float = 60.0
     asked: list[Asked] = field(default_factory=list)
+    capacity: float = float("nan")
 
     async def __aenter__(self) -> Clients:
         each = max(1, self.connections // 4)
@@ -87,6 +97,14 @@ class Clients:
             for _ in range(at_once):
                 group.create_task(client())
         return self.asked[first:]
+
+    async def rate(self, options: argparse.Namespace) -> float:
+        """Requests a second that the options of `add_load_options` mean, after a warm-up."""
+        await self.closed_loop(options.capacity_s / 2, at_once=16)
+        self.capacity = per_second(await self.closed_loop(options.capacity_s, at_once=16))
+        rate = float(options.rate or options.load * self.capacity)
+        print(f"capacity {self.capacity:.0f}/s, at {rate:.0f}/s", flush=True)
+        return rate
 
     async def _ask(self, due: float, rows_each: int = 1) -> None:
         number = len(self.asked)

@@ -17,13 +17,14 @@ import numpy as np
 import psutil
 
 from benchmarks.deployed import MODEL, Deployed, add_versions, deployed, make_rows
-from benchmarks.load import Clients, latencies_ms, p, per_second
+from benchmarks.load import Clients, add_load_options, latencies_ms, p
 from benchmarks.swap import Event, p99_ratio
 from cltrain.registry.deployment import STAGING, Deployments
 from serve.rollout.controller import begin, end
 from serve.rollout.evidence import read_evidence
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.kinds import Action, Shadow
+from serve.rollout.machine import Action
+from serve.rollout.releases import Shadow
 
 KINDS = ("slow", "crashing")
 ENDLESS = Shadow(min_samples=10**9, guardrails=Guardrails(min_samples=10**9))
@@ -36,9 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turn-s", type=float, default=10.0, help="that a turn is measured for (default 10)")
     parser.add_argument("--slower", type=float, default=10.0, help="than live answers (default 10)")
     parser.add_argument("--kill-every-s", type=float, default=2.0, help="the crashing shadow (default 2)")
-    parser.add_argument("--load", type=float, default=0.5, help="share of the measured capacity (default 0.5)")
-    parser.add_argument("--capacity-s", type=float, default=10.0, help="to measure the capacity for (default 10)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_load_options(parser)
 
 
 def run(options: argparse.Namespace) -> list[Row]:
@@ -55,8 +54,7 @@ async def measure(app: Deployed, version: str, options: argparse.Namespace) -> l
     counted = dict.fromkeys(KINDS, 0) | {f"{kind} crashes": 0 for kind in KINDS}
     over = asyncio.Event()
     async with Clients(app.url, make_rows(64)) as clients:
-        await clients.closed_loop(options.capacity_s / 2, at_once=16)
-        rate = options.load * per_second(await clients.closed_loop(options.capacity_s, at_once=16))
+        rate = await clients.rate(options)
         load = asyncio.create_task(clients.open_loop(rate, 0, over))
         for kind in kinds:
             trial = await asyncio.to_thread(start, app, version) if kind != "none" else None

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from benchmarks.deployed import Deployed, deployed, make_rows
-from benchmarks.load import Clients, latencies_ms, p, per_second
+from benchmarks.load import Clients, add_load_options, latencies_ms, p
 from benchmarks.swap import Event, check, in_place, offline, p99_ratio, under_load
 
 Row = dict[str, Any]
@@ -28,12 +28,9 @@ HELD = ("memory MiB", "files", "threads")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--every-s", type=float, default=0.6, help="seconds between two swaps (default 0.6)")
-    parser.add_argument("--load", type=float, default=0.5, help="share of the measured capacity (default 0.5)")
-    parser.add_argument("--rate", type=float, help="requests a second, in place of --load")
     parser.add_argument("--warm-up", type=int, default=20, help="swaps that do not count (default 20)")
     parser.add_argument("--versions", type=int, default=4, help="that take turns, 3 or more (default 4)")
-    parser.add_argument("--capacity-s", type=float, default=10.0, help="to measure the capacity for (default 10)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_load_options(parser)
 
 
 def run(options: argparse.Namespace) -> list[Row]:
@@ -47,8 +44,7 @@ async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
     held: list[tuple[float, ...]] = []
     replicas = list(app.replicas().values())
     async with Clients(app.url, rows) as clients:
-        capacity = per_second(await clients.closed_loop(options.capacity_s, at_once=16))
-        rate = options.rate or options.load * capacity
+        rate = await clients.rate(options)
         plan = [(1.0 + i * options.every_s, True) for i in range(options.warm_up + options.swaps)]
         started = time.perf_counter()
         with in_place(app, options.versions) as swap:

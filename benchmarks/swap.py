@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deployed import BARE, Deployed, deployed, load_seconds, make_rows, offline
-from benchmarks.load import Asked, Clients, latencies_ms, p, per_second
+from benchmarks.load import Asked, Clients, add_load_options, latencies_ms, p
 from cltrain.registry import Registry, Store
 from serve.logs.prediction_log import read_predictions
 from serve.settings import LogSettings
@@ -52,14 +52,11 @@ class Event:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swaps", type=int, default=200, help="and as many shams (default 200)")
     parser.add_argument("--requests", type=int, default=100_000, help="at least (default 100000)")
-    parser.add_argument("--load", type=float, default=0.5, help="share of the measured capacity (default 0.5)")
-    parser.add_argument("--rate", type=float, help="requests a second, in place of --load")
     parser.add_argument("--window-s", type=float, default=1.0, help="after a swap or sham (default 1)")
     parser.add_argument("--versions", type=int, default=4, help="that take turns, 3 or more (default 4)")
     parser.add_argument("--contrast", type=int, default=3, help="swaps by each of Serve's own ways (default 3)")
     parser.add_argument("--contrast-s", type=float, default=30.0, help="between two of them (default 30)")
-    parser.add_argument("--capacity-s", type=float, default=10.0, help="to measure the capacity for (default 10)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_load_options(parser)
 
 
 def run(options: argparse.Namespace) -> list[Row]:
@@ -72,11 +69,9 @@ async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
     expected = offline(app.store, app.versions, rows)
     load_s = load_seconds(app.store, app.versions)
     async with Clients(app.url, rows) as clients:
-        await clients.closed_loop(options.capacity_s / 2, at_once=16)
-        capacity = per_second(await clients.closed_loop(options.capacity_s, at_once=16))
-        rate = options.rate or options.load * capacity
+        rate = await clients.rate(options)
         interval = max(options.requests / rate / (2 * options.swaps), options.window_s + 0.5)
-        print(f"capacity {capacity:.0f}/s, at {rate:.0f}/s, a swap or a sham every {interval:.2f} s", flush=True)
+        print(f"a swap or a sham every {interval:.2f} s", flush=True)
         with in_place(app, options.versions) as swap:
             await swap()  # which starts the process
             asked, events = await under_load(clients, rate, schedule(options.swaps, interval, options.seed), swap)
@@ -93,7 +88,7 @@ async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
         "failed": sum(one.error is not None for one in asked),
         "p50 ms": p(latencies_ms(asked), 50),
         "p99 ms": p(latencies_ms(asked), 99),
-        "load": rate / capacity,
+        "load": rate / clients.capacity,
         "load ms": 1e3 * load_s,
         "asked to new ms": p(new, 50),
         "asked to old ms": p(old, 50),
