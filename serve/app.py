@@ -14,21 +14,18 @@ from ray.serve import Application
 
 from serve.control import INGRESS, Control
 from serve.http.api import create_api
-from serve.http.grpc_api import Rpc
 from serve.server import Server
 from serve.settings import ServerSettings
 
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
-class Ingress(Rpc):
-    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version serves. The
-    proxy for gRPC, where there is one, calls the methods of `Rpc`."""
+class Ingress:
+    """One replica. `settings` is `ServerSettings` as a plain dict: where the registry is, not which version serves."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         self._api = create_api(Server(ServerSettings.from_json(settings)))
-        super().__init__(self._api)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.middleware import Middleware
-
 from serve.http.limits import App, Message, Receive, Send, refuse
 
-ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.failover.middlewares"}  # of Serve's controller
 REPEATABLE = ("/predict", "/rank", "/feedback")  # and whatever is read with GET; a promotion, say, is done once
 ATTEMPTS, PAUSE_S = 3, 0.05
 GIVEN_UP = f"{ATTEMPTS} replicas died over this request: try again in a second"
@@ -67,8 +64,3 @@ class Failover:
             return seen[place - 1]
 
         return replayed
-
-
-def middlewares() -> list[Middleware]:
-    """What Serve's proxy is to put around itself."""
-    return [Middleware(Failover)]

@@ -184,12 +184,13 @@ class LocalServing(Serving):
         from ray import serve
 
         from serve.app import application, control
-        from serve.failover import ENVIRONMENT
-        from serve.http.grpc_api import SERVICERS
+        from serve.http.grpc_api import answers
+        from serve.proxy import environment
 
         if isinstance(self.policy, Threshold) and (champion := Registry(store, model).champion()) is not None:
             require_binary(Registry(store, model), champion.version)
         port, grpc_port = self._free_ports()
+        grpc_address = f"{_bracketed(self.host)}:{grpc_port}" if grpc_port else None
         app = application(
             self.settings(store, model),
             replicas=self.replicas,
@@ -208,14 +209,7 @@ class LocalServing(Serving):
             serve.start(
                 proxy_location="HeadOnly",
                 http_options={"host": self.host, "port": port, "request_timeout_s": self.timeout_s},
-                grpc_options={
-                    "port": grpc_port,
-                    "grpc_servicer_functions": SERVICERS,
-                    "request_timeout_s": self.timeout_s,
-                }
-                if grpc_port
-                else None,
-                controller_options={"runtime_env": {"env_vars": ENVIRONMENT}},
+                controller_options={"runtime_env": {"env_vars": environment(grpc_address, self.max_body_bytes)}},
                 logging_config={"log_level": "ERROR", "enable_access_log": False},
             )
             try:
@@ -226,7 +220,10 @@ class LocalServing(Serving):
                 serve.shutdown()
                 raise ServingError(f"the serving application did not start: {error}") from error
         self.url = f"http://{_reachable(self.host)}:{port}"
-        self.grpc_address = f"127.0.0.1:{grpc_port}" if grpc_port else None
+        self.grpc_address = f"{_reachable(self.host)}:{grpc_port}" if grpc_port else None
+        if self.grpc_address is not None and not answers(self.grpc_address, within_s=PORT_WAIT_S):
+            self.stop()
+            raise ServingError(f"gRPC does not answer at {grpc_address}: pass serve.grpc_port=N for another port")
         self._begin(Registry(store, model), alert)
 
     def stop(self) -> None:
@@ -265,7 +262,7 @@ class LocalServing(Serving):
     def _free_ports(self) -> tuple[int, int | None]:
         """For HTTP and for gRPC; raises `ServingError` when one is taken."""
         port = free_port(self.host, self.port)
-        return port, None if self.grpc_port is None else free_port("0.0.0.0", self.grpc_port, "serve.grpc_port")
+        return port, None if self.grpc_port is None else free_port(self.host, self.grpc_port, "serve.grpc_port")
 
 
 @dataclass
@@ -336,7 +333,11 @@ def free_port(host: str, port: int, setting: str = "serve.port") -> int:
 
 
 def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _bracketed(host))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager

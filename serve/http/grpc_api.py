@@ -1,20 +1,32 @@
-"""The routes for data over gRPC: what a message says is asked of the HTTP application in this process, so that checks,
-limits, answers, logs and metrics are the same by construction."""
+"""The routes for data over gRPC: what a message says is asked of an ASGI application in this process, so that checks,
+limits, answers, logs and metrics are those of HTTP by construction.
+
+Serve's own gRPC proxy listens on every interface and asks no other replica when one dies. Around its HTTP proxy, gRPC
+listens where HTTP does and fails over as HTTP does.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message as Proto
+from grpc_reflection.v1alpha import reflection
 
-from serve.http.limits import App, Message
+from serve.http.limits import App, Message, Receive, Send
 from serve.http.proto import cltrain_pb2 as pb
+from serve.http.proto.cltrain_pb2_grpc import ServingServicer, add_ServingServicer_to_server
 
-SERVICERS = ["serve.http.proto.cltrain_pb2_grpc.add_ServingServicer_to_server"]
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
 CODES = {
+    404: grpc.StatusCode.UNAVAILABLE,  # the proxy knows of no application yet
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -22,9 +34,38 @@ CODES = {
 }
 
 
-class Rpc:
-    """The methods of `cltrain.v1.Serving`, by their names, over an application. What is refused has a status code and
-    the sentence that HTTP clients get as `detail`."""
+class GrpcDoor:
+    """ASGI middleware that answers gRPC at `address`, such as 127.0.0.1:9000, by the application that it is put around;
+    what comes over HTTP goes through it as it is. Messages may have `max_bytes`."""
+
+    def __init__(self, app: App, address: str, max_bytes: int) -> None:
+        self._app = app
+        self._opening = asyncio.get_running_loop().create_task(self._open(address, max_bytes))
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    async def _open(self, address: str, max_bytes: int) -> None:
+        server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_bytes)],
+        )
+        add_ServingServicer_to_server(Rpc(self._app), server)
+        services = (pb.DESCRIPTOR.services_by_name["Serving"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, server)
+        while True:
+            try:
+                server.add_insecure_port(address)
+                break
+            except RuntimeError as error:  # such as the proxy before this one, which is still ending
+                log.warning("gRPC cannot listen at %s yet: %s", address, error)
+                await asyncio.sleep(RETRY_S)
+        await server.start()
+        self._server = server  # which ends when nobody holds it
+
+
+class Rpc(ServingServicer):  # type: ignore[misc]
+    """The methods of `cltrain.v1.Serving` over an application. What is refused has a status code and the sentence that
+    HTTP clients get as `detail`."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -62,6 +103,16 @@ class Rpc:
         return None
 
 
+def answers(address: str, within_s: float) -> bool:
+    """Whether somebody accepts gRPC there."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=within_s)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
 async def ask(app: App, path: str, body: bytes) -> tuple[int, bytes]:
     """Status and body of a POST to an ASGI application in this process; 500 where it raises."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -80,15 +131,20 @@ async def ask(app: App, path: str, body: bytes) -> tuple[int, bytes]:
         "server": None,
     }
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-    status, content = 500, b""
+    status, content, answered = 500, b"", asyncio.Event()
 
     async def receive() -> Message:
-        return waiting.pop() if waiting else {"type": "http.disconnect"}
+        if waiting:
+            return waiting.pop()
+        await answered.wait()  # the client stays until then
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         nonlocal status, content
         status = message.get("status", status)
         content += message.get("body", b"")
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            answered.set()
 
     try:
         await app(scope, receive, send)

@@ -16,8 +16,8 @@ from cltrain.errors import ConfigError
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
 from serve.control import read_note
-from serve.failover import ENVIRONMENT
 from serve.local import LocalServing, get_json
+from serve.proxy import ENVIRONMENT
 from serve.resident import ResidentVersions
 from serve.rollout.controller import Controller, begin, end
 from serve.rollout.guardrails import Guardrails

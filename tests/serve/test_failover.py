@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from serve.failover import ATTEMPTS, Failover, middlewares
+from serve.failover import ATTEMPTS, Failover
+from serve.proxy import middlewares
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 BODY = {"type": "http.response.body", "body": b"answer"}

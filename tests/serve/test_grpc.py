@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import psutil
 import pytest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
+from benchmarks.deployed import processes
 from cltrain.errors import ConfigError, ServingError
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
@@ -181,9 +188,12 @@ def test_limits_and_failures_have_their_codes(serve_store: Serve, store: Store, 
     assert (context.code, context.details) == (grpc.StatusCode.INTERNAL, "RuntimeError: broken")
 
     async def plain(scope: Any, receive: Any, send: Any) -> None:
-        assert [(await receive())["type"] for _ in range(2)] == ["http.request", "http.disconnect"]
+        assert (await receive())["type"] == "http.request"
+        leaves = asyncio.ensure_future(receive())
         await send({"type": "http.response.start", "status": 502, "headers": []})
+        assert not leaves.done(), "the client waits for an answer"
         await send({"type": "http.response.body", "body": b"no JSON"})
+        assert (await leaves)["type"] == "http.disconnect"
 
     assert client._runner.run(ask(plain, "/predict", b"{}")) == (502, b"no JSON")
     assert call(client, "Predict", pb.PredictRequest(), Rpc(plain))[1].details == "no JSON"
@@ -211,8 +221,6 @@ def test_a_port_that_cannot_be_is_refused(settings: dict[str, Any], words: str) 
 
 
 def test_a_port_in_use_is_named() -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -225,7 +233,7 @@ def test_a_port_in_use_is_named() -> None:
 def test_an_interleaving_over_grpc_and_ray_serve(ray_session: object, store: Store, registry: Registry) -> None:
     """Rankers that differ little, since they are real: users click on what the challenger has drafted."""
     registry.promote("1.0", reason="first")
-    serving = LocalServing(port=0, grpc_port=0, log=LogSettings(flush_s=0.05))
+    serving = LocalServing(port=0, grpc_port=0, replicas=2, num_cpus=0.1, log=LogSettings(flush_s=0.05))
     serving.start(store, "binary")
     loose = Guardrails(max_p99_ratio=None, max_score_shift=None)
     kind = Interleave(session_s=0.2, min_samples=30, guardrails=loose, wait_s=60.0)
@@ -267,5 +275,33 @@ def test_an_interleaving_over_grpc_and_ray_serve(ray_session: object, store: Sto
         assert "preferred by" in done.reason
         assert {"champion", "challenger"} <= seen.teams
         assert (("challenger", "binary:1.1"), ("champion", "binary:1.0")) in seen.versions
+        with grpc.insecure_channel(serving.grpc_address) as channel:
+            assert_nothing_fails_when_a_replica_dies(cltrain_pb2_grpc.ServingStub(channel))
+            services = ServerReflectionStub(channel).ServerReflectionInfo(
+                iter([ServerReflectionRequest(list_services="")])
+            )
+            names = {service.name for service in next(services).list_services_response.service}
+            assert "cltrain.v1.Serving" in names
+        assert_only_loopback_answers(serving)
     finally:
         serving.stop()
+
+
+def assert_nothing_fails_when_a_replica_dies(stub: cltrain_pb2_grpc.ServingStub) -> None:
+    rows = [row(str(i), distance=900, carrier="UA") for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(stub.Predict, pb.PredictRequest(rows=rows), timeout=60) for _ in range(300)]
+        while not sum(one.done() for one in asked) > 20:
+            time.sleep(0.01)
+        assert len(replicas := processes("ServeReplica:cltrain:")) == 2
+        replicas[0].kill()
+        assert all(len(one.result().predictions) == 200 for one in asked)
+
+
+def assert_only_loopback_answers(serving: LocalServing) -> None:
+    port = int(serving.grpc_address.rpartition(":")[2])
+    found = [a.address for of in psutil.net_if_addrs().values() for a in of if a.family == socket.AF_INET]
+    for address in found:
+        with socket.socket() as client:
+            client.settimeout(1)
+            assert (client.connect_ex((address, port)) == 0) == address.startswith("127."), address
