@@ -277,11 +277,9 @@ def test_an_interleaving_over_grpc_and_ray_serve(ray_session: object, store: Sto
         assert (("challenger", "binary:1.1"), ("champion", "binary:1.0")) in seen.versions
         with grpc.insecure_channel(serving.grpc_address) as channel:
             assert_nothing_fails_when_a_replica_dies(cltrain_pb2_grpc.ServingStub(channel))
-            services = ServerReflectionStub(channel).ServerReflectionInfo(
-                iter([ServerReflectionRequest(list_services="")])
-            )
-            names = {service.name for service in next(services).list_services_response.service}
-            assert "cltrain.v1.Serving" in names
+            asked = iter([ServerReflectionRequest(list_services="")])
+            (found,) = ServerReflectionStub(channel).ServerReflectionInfo(asked)
+            assert "cltrain.v1.Serving" in {service.name for service in found.list_services_response.service}
         assert_only_loopback_answers(serving)
     finally:
         serving.stop()
@@ -293,8 +291,8 @@ def assert_nothing_fails_when_a_replica_dies(stub: cltrain_pb2_grpc.ServingStub)
         asked = [pool.submit(stub.Predict, pb.PredictRequest(rows=rows), timeout=60) for _ in range(300)]
         while not sum(one.done() for one in asked) > 20:
             time.sleep(0.01)
-        assert len(replicas := processes("ServeReplica:cltrain:")) == 2
-        replicas[0].kill()
+        one, _ = processes("ServeReplica:cltrain:")
+        one.kill()
         assert all(len(one.result().predictions) == 200 for one in asked)
 
 
