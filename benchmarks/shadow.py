@@ -3,7 +3,8 @@ killed again and again.
 
 Requests go out at an even rate and are timed from when they were due. Turns without a shadow and with one follow each
 other at random; a turn counts from when its shadow has loaded. `ratio` is p99 of the requests of turns with a shadow
-over that of those without, with its 95 % interval from resampling the turns. `shed` are copies that no shadow got.
+over that of those without, with its 95 % interval from resampling the turns; `turn ratio` is that of the median turn,
+on which a stall of the machine in one turn has no weight. `shed` are copies that no shadow got.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import psutil
 
 from benchmarks.deployed import MODEL, Deployed, add_versions, deployed, make_rows
-from benchmarks.load import Clients, add_load_options, latencies_ms, p
+from benchmarks.load import Asked, Clients, add_load_options, latencies_ms, p
 from benchmarks.swap import Event, p99_ratio
 from cltrain.registry.deployment import STAGING, Deployments
 from serve.rollout.controller import begin, end
@@ -76,11 +78,13 @@ async def measure(app: Deployed, version: str, options: argparse.Namespace) -> l
     for kind in KINDS:
         events = [event for name, event in turns if name in ("none", kind)]
         ratio, interval = p99_ratio(asked, events, options.turn_s, options.seed)
+        beside, alone = (turn_p99(asked, events, options.turn_s, shadow) for shadow in (True, False))
         rows.append(
             {
                 "name": f"{kind} shadow",
                 "ratio": ratio,
                 "interval": interval,
+                "turn ratio": beside / alone,
                 "turns": options.turns,
                 "requests": len(asked),
                 "failed": sum(one.error is not None for one in asked),
@@ -91,6 +95,14 @@ async def measure(app: Deployed, version: str, options: argparse.Namespace) -> l
             }
         )
     return rows
+
+
+def turn_p99(asked: Sequence[Asked], events: Sequence[Event], turn_s: float, shadow: bool) -> float:
+    """Milliseconds: the median, over the turns with a shadow or without, of the p99 of a turn's requests."""
+    turns = [event.at for event in events if bool(event.epoch) == shadow]
+    return float(
+        np.median([p(latencies_ms([one for one in asked if at <= one.due < at + turn_s]), 99) for at in turns])
+    )
 
 
 def start(app: Deployed, version: str) -> str:

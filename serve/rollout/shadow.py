@@ -1,7 +1,8 @@
 """Shadow: copies of requests, answered by another version in a process of its own, after the client has its answer.
 
-The process has its own interpreter, memory and a lower priority, so that a shadow that is slow, leaks or crashes costs
-live answers nothing; a thread here only moves copies to it and counts what comes back.
+The process has its own interpreter and memory, and answers while the processors have nothing else to do, so that a
+shadow that is slow, leaks or crashes costs live answers nothing; a thread here only moves copies to it and counts what
+comes back.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from cltrain.registry import Registry, Store
 
 log = logging.getLogger(__name__)
 
-NICENESS = 10
 MAX_RETRY_S = 5.0
-WORKER = [sys.executable, "-c", f"import os; os.nice({NICENESS}); from serve.rollout.shadow import work; work()"]
+NICE = "import os; os.nice(10)"  # to load at first: it gets there on a machine that is never idle
+IDLE = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))" if hasattr(os, "SCHED_IDLE") else NICE
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,10 @@ class ShadowProcess:
         with self._wake:
             if self._stopping:
                 raise EOFError
+            code = f"{IDLE if self.staged else NICE}; from serve.rollout.shadow import work; work()"
+            command = [sys.executable, "-c", code]
             self._process = subprocess.Popen(
-                WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, close_fds=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, close_fds=True
             )
 
     def _end(self) -> None:
@@ -179,10 +182,16 @@ def work() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever prints must not mix with the answers
     torch.set_num_threads(1)
-    answer_copies(source, sink)
+    answer_copies(source, sink, _give_way)
 
 
-def answer_copies(source: IO[bytes], sink: IO[bytes]) -> None:
+def _give_way() -> None:
+    """Run only where this process's thread would else leave a processor idle."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def answer_copies(source: IO[bytes], sink: IO[bytes], on_loaded: Callable[[], None] = lambda: None) -> None:
     """Load the version that the first message names, say whether that went well, and answer rows until the other side
     is gone."""
     from serve.resident import load
@@ -194,6 +203,7 @@ def answer_copies(source: IO[bytes], sink: IO[bytes]) -> None:
     except Exception as error:
         _write(sink, {"problem": f"{type(error).__name__}: {error}"})
         return
+    on_loaded()
     _write(sink, {"problem": None})
     while True:
         try:

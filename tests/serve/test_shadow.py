@@ -85,6 +85,7 @@ def test_a_shadow_is_compared_shed_and_started_again_while_live_answers_go_on(
     process = server.shadow._process
     assert process is not None
     assert process._process is not None
+    assert os.sched_getscheduler(process._process.pid) == os.SCHED_IDLE
     os.kill(process._process.pid, signal.SIGSTOP)  # as slow as can be
     started = time.perf_counter()
     assert len([server.predict([row]) for row in rows[:60]]) == 60
