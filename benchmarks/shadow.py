@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -119,13 +120,12 @@ def start(app: Deployed, version: str) -> str:
 
 
 async def kill(app: Deployed, every_s: float) -> None:
-    """kill -9 the shadow processes of all replicas, again and again."""
+    """kill -9 what answers copies, in all replicas, again and again."""
     while True:
         for replica in app.replicas().values():
-            for child in replica.children(recursive=True):
-                try:
-                    if "serve.rollout.shadow" in " ".join(child.cmdline()):
-                        child.kill()
-                except psutil.Error:
-                    continue
+            for zygote in replica.children():
+                with contextlib.suppress(psutil.Error):
+                    if "serve.rollout.zygote" in " ".join(zygote.cmdline()):
+                        for child in zygote.children():
+                            child.kill()
         await asyncio.sleep(every_s)

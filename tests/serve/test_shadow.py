@@ -22,7 +22,7 @@ from serve.rollout import Shadow
 from serve.rollout.controller import Controller, begin
 from serve.rollout.evidence import Counters
 from serve.rollout.guardrails import Guardrails
-from serve.rollout.shadow import answer_copies
+from serve.rollout.shadow_worker import answer_copies
 from serve.server import Server
 from serve.settings import LogSettings, ServerSettings
 
@@ -84,14 +84,15 @@ def test_a_shadow_is_compared_shed_and_started_again_while_live_answers_go_on(
 
     process = server.shadow._process
     assert process is not None
-    assert process._process is not None
-    assert os.sched_getscheduler(process._process.pid) == os.SCHED_IDLE
-    os.kill(process._process.pid, signal.SIGSTOP)  # as slow as can be
+    assert process._child is not None
+    pid = process._child.pid
+    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+    os.kill(pid, signal.SIGSTOP)  # as slow as can be
     started = time.perf_counter()
     assert len([server.predict([row]) for row in rows[:60]]) == 60
     assert time.perf_counter() - started < 5
     assert counters(server).shed >= 60 - 20 - 1
-    os.kill(process._process.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     until(lambda: counters(server).crashes == 1 and bool(process._ready))
     shed = counters(server).shed
     assert [server.predict([row])["predictions"][0]["probability"] for row in rows[:20]] == alone[:20]
@@ -116,7 +117,7 @@ def test_a_shadow_is_compared_shed_and_started_again_while_live_answers_go_on(
 
 def talk(store: Store, *messages: Any) -> list[Any]:
     """What the process says to messages, without one."""
-    told = {"store": store.to_json(), "model": "binary", "version": "1.1"}
+    told = {"store": store.to_json(), "model": "binary", "version": "1.1", "again": False}
     source, sink = io.BytesIO("".join(f"{json.dumps(m)}\n" for m in (told, *messages)).encode()), io.BytesIO()
     answer_copies(source, sink)
     return [json.loads(line) for line in sink.getvalue().splitlines()]
