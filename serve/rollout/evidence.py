@@ -37,10 +37,12 @@ class Counters:
     difference: float = 0.0
     last: float | None = None
 
-    def answered(self, seconds: float, scores: Sequence[float], bins: Sequence[int]) -> None:
-        """One request that was answered, with the score of each of its rows and the bin that it falls into."""
+    def answered(self, seconds: float | None, scores: Sequence[float], bins: Sequence[int]) -> None:
+        """One request that was answered, with the score of each of its rows and the bin that it falls into. seconds:
+        None for one that was answered together with others."""
         self.requests += 1
-        self.latency[latency_bucket(seconds)] += 1
+        if seconds is not None:
+            self.latency[latency_bucket(seconds)] += 1
         self.rows += len(scores)
         last = self.last
         for score, place in zip(scores, bins, strict=True):
@@ -66,9 +68,14 @@ class Counters:
         names = [f.name for f in fields(self) if f.name != "last"]
         return Counters(**{name: total(getattr(self, name), getattr(other, name)) for name in names})
 
+    @property
+    def timed(self) -> int:
+        """Requests whose latency is known."""
+        return sum(self.latency)
+
     def quantile_s(self, q: float) -> float | None:
         """Upper edge of the bucket in which the quantile of the latencies lies, in seconds; None without requests."""
-        wanted, seen = q * self.requests, 0
+        wanted, seen = q * self.timed, 0
         for bucket, count in enumerate(self.latency):
             seen += count
             if count and seen >= wanted:

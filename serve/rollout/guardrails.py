@@ -169,7 +169,7 @@ def _rate(
 def _latency(guard: Guardrails, ours: Counters, base: Counters) -> Reading | None:
     """More than one request in a hundred is slower than `max_p99_ratio` times the champion's p99."""
     p99 = base.quantile_s(0.99)
-    if guard.max_p99_ratio is None or p99 is None or base.requests < CHAMPION_REQUESTS:
+    if guard.max_p99_ratio is None or p99 is None or not ours.timed or base.requests < CHAMPION_REQUESTS:
         return None
     limit = guard.max_p99_ratio * p99
     return Reading(
@@ -177,8 +177,8 @@ def _latency(guard: Guardrails, ours: Counters, base: Counters) -> Reading | Non
         kind="health",
         value=1e3 * (ours.quantile_s(0.99) or 0.0),
         limit=1e3 * limit,
-        samples=ours.requests,
-        breach=_exceeds(ours.slower_than(limit), ours.requests, 0.01, guard.alpha),
+        samples=ours.timed,
+        breach=_exceeds(ours.slower_than(limit), ours.timed, 0.01, guard.alpha),
     )
 
 

@@ -74,9 +74,9 @@ class Mirror:
             counters.failed(found.seconds, finite=found.answers is None)
             return
         pairs = [(chosen(a), chosen(b)) for a, b in zip(found.answers, found.copy.live, strict=True)]
-        counters.answered(
-            found.seconds, [ours[0] for ours, _ in pairs], [self._recorder.bin(ours) for ours, _ in pairs]
-        )
+        scores = [ours[0] for ours, _ in pairs]
+        seconds = found.seconds if found.alone else None
+        counters.answered(seconds, scores, [self._recorder.bin(ours) for ours, _ in pairs])
         counters.compared += len(pairs)
         counters.agreed += sum(agree(ours, theirs, self._target_std) for ours, theirs in pairs)
         counters.difference += sum(abs(ours[0] - theirs[0]) for ours, theirs in pairs)

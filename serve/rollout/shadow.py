@@ -22,6 +22,7 @@ from serve.rollout.zygote import Child, Zygote
 log = logging.getLogger(__name__)
 
 MAX_RETRY_S = 5.0
+TOGETHER_ROWS, GATHER_S = 256, 0.1  # rows that are answered together, which costs a fraction, and how long they gather
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Copy:
 
 @dataclass(frozen=True)
 class Answered:
-    """What the shadow said: its answers and the seconds that it took, or the error."""
+    """What the shadow said: its answers, or the error, and the seconds that it took, for this copy `alone` or for those
+    with which it was answered."""
 
     copy: Copy
     answers: list[dict[str, Any]] | None
     seconds: float
+    alone: bool
     error: str | None = None
 
 
@@ -69,6 +72,7 @@ class ShadowProcess:
         self._capacity, self._max_age_s = capacity, max_age_s
         self._on_answer, self._on_shed, self._on_crash = on_answer, on_shed, on_crash
         self._waiting: deque[Copy] = deque()
+        self._taken: list[Copy] = []
         self._wake, self._stopping = threading.Condition(), False
         self._zygote = Zygote("serve.rollout.shadow_worker.work")
         self._child: Child | None = None
@@ -80,7 +84,7 @@ class ShadowProcess:
         with self._wake:
             if not self.staged or self._stopping:
                 return
-            if not self._ready or len(self._waiting) >= self._capacity:
+            if not self._ready or len(self._waiting) + len(self._taken) >= self._capacity:
                 self._on_shed(1)
                 return
             self._waiting.append(copy)
@@ -125,27 +129,38 @@ class ShadowProcess:
             self.problem = hello["problem"]
             return
         self.staged = self._ready = True
-        while (copy := self._next()) is not None:
-            write(child.to, copy.rows)
+        while self._take():
+            write(child.to, [copy.rows for copy in self._taken])
             said = read(child.of)
-            self._on_answer(Answered(copy, said["answers"], said["seconds"], said["error"]))
+            taken, self._taken = self._taken, []
+            for copy, one in zip(taken, said, strict=True):
+                self._on_answer(Answered(copy, **one))
 
-    def _next(self) -> Copy | None:
-        """The oldest copy that is young enough; None at the end."""
+    def _take(self) -> bool:
+        """What is asked next, the oldest copies that are young enough; False at the end."""
         with self._wake:
-            while True:
+            while not self._taken:
                 self._wake.wait_for(lambda: self._stopping or bool(self._waiting))
+                self._wake.wait_for(lambda: self._stopping or self._many(), timeout=GATHER_S)
                 if self._stopping:
-                    return None
-                copy = self._waiting.popleft()
-                if time.monotonic() - copy.at <= self._max_age_s:
-                    return copy
-                self._on_shed(1)
+                    return False
+                rows = 0
+                while self._waiting and rows < TOGETHER_ROWS:
+                    copy = self._waiting.popleft()
+                    if time.monotonic() - copy.at > self._max_age_s:
+                        self._on_shed(1)
+                        continue
+                    self._taken.append(copy)
+                    rows += len(copy.rows)
+        return True
+
+    def _many(self) -> bool:
+        return sum(len(copy.rows) for copy in self._waiting) >= min(TOGETHER_ROWS, self._capacity)
 
     def _end(self) -> None:
         child, self._child, self._ready = self._child, None, False
         with self._wake:
-            dropped, self._waiting = len(self._waiting), deque()
+            dropped, self._waiting, self._taken = len(self._waiting) + len(self._taken), deque(), []
         if dropped and not self._stopping:
             self._on_shed(dropped)
         if child is not None:

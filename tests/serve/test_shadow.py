@@ -145,11 +145,19 @@ def test_a_copy_that_has_waited_too_long_is_shed(
 
 
 def test_a_shadow_that_cannot_be_loaded_says_why(store: Store, registry: Registry) -> None:
-    hello, answered, failed = talk(
-        store, *([{EVENT_TIME: "2024-01-01T00:00:00+00:00", "distance": distance}] for distance in (900, "far"))
-    )
-    assert (hello["problem"], len(answered["answers"]), answered["error"]) == (None, 1, None)
+    def asked(*distances: Any) -> list[list[dict[str, Any]]]:
+        return [[{EVENT_TIME: "2024-01-01T00:00:00+00:00", "distance": one}] for one in distances]
+
+    hello, three, one, (failed, *others) = talk(store, asked(500, 900, 1300), asked(900), asked("far", 900, "near"))
+    assert hello["problem"] is None
+    assert [(len(said["answers"]), said["alone"], said["error"]) for said in three] == [
+        (1, True, None),
+        (1, False, None),
+        (1, False, None),
+    ]
+    assert three[1]["answers"][0]["probability"] == pytest.approx(one[0]["answers"][0]["probability"], abs=1e-6)
     assert (failed["answers"], "DataError" in failed["error"]) == (None, True)
+    assert [(said["answers"] is None, said["alone"]) for said in others] == [(False, True), (True, True)]
     store.storage.write(f"{registry.version('1.1').state}/weights.safetensors", b"altered")
     (hello,) = talk(store)
     assert hello["problem"].startswith("DigestError")
