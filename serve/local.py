@@ -71,7 +71,7 @@ class LocalServing(Serving):
     target_ongoing_requests: float = 2.0
     upscale_delay_s: float = 10.0
     num_cpus: float = 0.2
-    poll_s: float = 0.05
+    poll_s: float = 0.1
     max_batch_rows: int = 1000
     max_body_bytes: int = 16_000_000
     max_requests_per_s: float | None = None

@@ -85,7 +85,7 @@ class ServerSettings:
     store: dict[str, Any]
     model: str
     log: LogSettings = field(default_factory=LogSettings)
-    poll_s: float = 0.05
+    poll_s: float = 0.1
     max_batch_rows: int = 1000
     max_body_bytes: int = 16_000_000
     max_requests_per_s: float | None = None
