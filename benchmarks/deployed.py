@@ -129,22 +129,25 @@ def make_rows(count: int, seed: int = 10_000) -> list[dict[str, Any]]:
     ]
 
 
-def offline(store: Store, versions: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+def offline(
+    store: Store, versions: Sequence[str], rows: Sequence[dict[str, Any]], device: str = "cpu"
+) -> dict[str, list[float]]:
     """What each version answers to each row, one row at a time. Raises unless every version has answers of its own."""
     registry, asked = Registry(store, MODEL), datetime.fromisoformat(AT)
     answers = {}
     for version in versions:
-        predictor = Predictor.load(store.storage, registry.version(version).state)
+        predictor = Predictor.load(store.storage, registry.version(version).state, torch.device(device))
         answers[version] = [predictor.answer([{**row, EVENT_TIME: asked}])[0]["probability"] for row in rows]
     if any(len(set(column)) < len(versions) for column in zip(*answers.values(), strict=True)):
         raise RuntimeError("two versions answer a row alike: an answer would not tell which of them gave it")
     return answers
 
 
-def load_seconds(store: Store, versions: Sequence[str]) -> float:
+def load_seconds(store: Store, versions: Sequence[str], device: str = "cpu") -> float:
     """What one version takes to be loaded and warmed up where nothing else runs; the median."""
     registry = Registry(store, MODEL)
-    return float(np.median([load(store.storage, registry.version(version)).load_s for version in versions]))
+    records = [registry.version(version) for version in versions]
+    return float(np.median([load(store.storage, one, device=torch.device(device)).load_s for one in records]))
 
 
 class Bare:
@@ -233,16 +236,18 @@ def processes(title: str) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def deployed(
-    versions: int = 4, replicas: int = 2, model: dict[str, Any] | None = None, **settings: Any
+    versions: int = 4, replicas: int = 2, model: dict[str, Any] | None = None, device: str = "cpu", **settings: Any
 ) -> Iterator[Deployed]:
-    """The application with so many versions in its store, the first of them champion."""
+    """The application with so many versions in its store, the first of them champion. On cuda its replicas share a
+    GPU."""
     logging.disable(logging.INFO)  # Serve's, of each deployment
     with tempfile.TemporaryDirectory(prefix="cltrain-serving-") as folder:
         store = Store(root=str(Path(folder, "store")))
         names = add_versions(store, versions, **(model or {}))
         registry = Registry(store, MODEL)
         registry.promote(names[0], reason="first")
-        serving = LocalServing(port=0, replicas=replicas, num_cpus=0.1, **settings)
+        num_gpus = 0.8 / replicas if device == "cuda" else 0.0
+        serving = LocalServing(port=0, replicas=replicas, num_cpus=0.1, num_gpus=num_gpus, **settings)
         with Cluster(workers=0, num_cpus=4, dashboard=False).session(True, {"job": "benchmark"}):
             serving.start(store, MODEL)
             try:

@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    with deployed(versions=1, model={"_target_": "benchmarks.deployed.SlowNet", "sleep_s": LIVE_S}) as app:
+    live = {"_target_": "benchmarks.deployed.SlowNet", "sleep_s": LIVE_S}
+    with deployed(versions=1, model=live, device=options.device) as app:
         slow = {"_target_": "benchmarks.deployed.SlowNet", "sleep_s": options.slower * LIVE_S}
         (version,) = add_versions(app.store, 1, first=1, **slow)
         return asyncio.run(measure(app, version, options))

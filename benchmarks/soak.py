@@ -34,13 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    with deployed(versions=options.versions) as app:
+    with deployed(versions=options.versions, device=options.device) as app:
         return asyncio.run(measure(app, options))
 
 
 async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
     rows = make_rows(64)
-    expected = offline(app.store, app.versions, rows)
+    expected = offline(app.store, app.versions, rows, options.device)
     held: list[tuple[float, ...]] = []
     replicas = list(app.replicas().values())
     async with Clients(app.url, rows) as clients:

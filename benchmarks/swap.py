@@ -60,14 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    with deployed(versions=options.versions, log=LogSettings(capacity_rows=1_000_000)) as app:
+    with deployed(versions=options.versions, device=options.device, log=LogSettings(capacity_rows=1_000_000)) as app:
         return asyncio.run(measure(app, options))
 
 
 async def measure(app: Deployed, options: argparse.Namespace) -> list[Row]:
     rows = make_rows(64)
-    expected = offline(app.store, app.versions, rows)
-    load_s = load_seconds(app.store, app.versions)
+    expected = offline(app.store, app.versions, rows, options.device)
+    load_s = load_seconds(app.store, app.versions, options.device)
     async with Clients(app.url, rows) as clients:
         rate = await clients.rate(options)
         interval = max(options.requests / rate / (2 * options.swaps), options.window_s + 0.5)

@@ -36,6 +36,7 @@ def application(
     *,
     replicas: int,
     num_cpus: float,
+    num_gpus: float,
     max_ongoing_requests: int,
     max_queued_requests: int,
     autoscaling: dict[str, Any] | None = None,
@@ -45,7 +46,7 @@ def application(
     deployment = serve.deployment(
         name=INGRESS,
         **how_many,
-        ray_actor_options={"num_cpus": num_cpus},
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
         max_ongoing_requests=max_ongoing_requests,
         max_queued_requests=max_queued_requests,
         health_check_period_s=5.0,

@@ -40,9 +40,10 @@ PORT_WAIT_S = 5.0
 class LocalServing(Serving):
     """The application on the Ray that is running, reached by HTTP as any client would.
 
-    host, port: where it listens; port 0 takes one that is free. grpc_port: where it also answers gRPC, as
-    serve/http/proto/cltrain.proto says, on all interfaces whatever `host` is (Ray's proxy knows no other), or null.
-    replicas, num_cpus: how many, and CPUs of each. max_replicas: up to how many Serve may start while each has more
+    host, port: where it listens; port 0 takes one that is free. grpc_port: where `host` also answers gRPC, as
+    serve/http/proto/cltrain.proto says, or null.
+    replicas, num_cpus, num_gpus: how many, and CPUs and share of a GPU of each, from 0 (the CPU computes) to 1.
+    max_replicas: up to how many Serve may start while each has more
     than target_ongoing_requests under way on average, for upscale_delay_s seconds; null keeps it at `replicas`, which
     is the least otherwise. They are fewer again after ten minutes with less to do.
     poll_s: seconds between two looks at the registry, so how long a swap takes beside the loading.
@@ -71,6 +72,7 @@ class LocalServing(Serving):
     target_ongoing_requests: float = 2.0
     upscale_delay_s: float = 10.0
     num_cpus: float = 0.2
+    num_gpus: float = 0.0
     poll_s: float = 0.1
     max_batch_rows: int = 1000
     max_body_bytes: int = 16_000_000
@@ -117,6 +119,8 @@ class LocalServing(Serving):
             raise ConfigError(
                 f"serve.target_ongoing_requests must be above 0 for each replica, not {self.target_ongoing_requests}"
             )
+        if not 0 <= self.num_gpus <= 1:
+            raise ConfigError(f"serve.num_gpus must be between 0 and 1 for each replica, not {self.num_gpus}")
         for name in ("poll_s", "timeout_s", "confirm_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"serve.{name} must be above 0 seconds, not {getattr(self, name)}")
@@ -143,6 +147,7 @@ class LocalServing(Serving):
             max_requests_per_s=self.max_requests_per_s,
             memory_mb=self.memory_mb,
             new_features=self.new_features,
+            device="cuda" if self.num_gpus else "cpu",
             shadow_capacity=self.shadow_capacity,
             shadow_max_age_s=self.shadow_max_age_s,
             admin_token_sha256=admin_token_digest(self.admin_token_env),
@@ -178,9 +183,10 @@ class LocalServing(Serving):
         """Start the application for the champion of `model`, now or as soon as there is one. Ray must be initialised.
         `alert` is told, beside the function of the settings, when a roll-out is taken back or stopped.
 
-        Raises `ServingError` when the port is taken, and `ConfigError` for a `policy` of a model that is not binary,
-        before anything is started.
+        Raises `ServingError` when the port is taken, and `ConfigError` for a `policy` of a model that is not binary and
+        for more GPUs than Ray has, before anything is started.
         """
+        import ray
         from ray import serve
 
         from serve.app import application, control
@@ -189,6 +195,9 @@ class LocalServing(Serving):
 
         if isinstance(self.policy, Threshold) and (champion := Registry(store, model).champion()) is not None:
             require_binary(Registry(store, model), champion.version)
+        wanted, there = self.num_gpus * self.replicas, ray.cluster_resources().get("GPU", 0.0)
+        if wanted > there:
+            raise ConfigError(f"serve.num_gpus={self.num_gpus:g} wants {wanted:g} GPUs in all, and Ray has {there:g}")
         port, grpc_port = self._free_ports()
         grpc_address = f"{_bracketed(self.host)}:{grpc_port}" if grpc_port else None
         app = application(
@@ -196,6 +205,7 @@ class LocalServing(Serving):
             replicas=self.replicas,
             autoscaling=self._autoscaling(),
             num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
             max_ongoing_requests=self.max_ongoing_requests,
             max_queued_requests=self.max_queued_requests,
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from cltrain.config import build
 from cltrain.errors import CltrainError, DigestError, ServingError
 from cltrain.online.assignment import arm_of
@@ -20,7 +22,7 @@ from cltrain.registry import Registry, VersionRecord
 from cltrain.registry.base import CHAMPION, PREVIOUS
 from cltrain.registry.deployment import SHADOW, Deployment, Deployments
 from cltrain.storage import Storage
-from cltrain.train.predictor import Predictor
+from cltrain.train.predictor import CPU, Predictor
 from cltrain.train.state import load_golden, load_state, weights_digest
 from serve.policy.policy_layer import ThresholdPolicy
 from serve.rollout.bandit import BANDIT, Chooser
@@ -120,7 +122,12 @@ class ResidentVersions:
     """
 
     def __init__(
-        self, registry: Registry, poll_s: float, memory_mb: float | None = None, new_features: bool = False
+        self,
+        registry: Registry,
+        poll_s: float,
+        memory_mb: float | None = None,
+        new_features: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         self.current: Served | None = None
         self.error: str | None = None
@@ -128,7 +135,7 @@ class ResidentVersions:
         self.registry_epoch = 0
         self.on_change: Callable[[Served], None] = lambda _: None
         self._registry, self._deployments, self._poll_s = registry, Deployments(registry), poll_s
-        self._new_features = new_features
+        self._new_features, self._device = new_features, device
         self._memory_bytes = math.inf if memory_mb is None else 1e6 * memory_mb
         self._loaded: dict[str, Loaded] = {}
         self._held: set[str] = set()
@@ -314,7 +321,7 @@ class ResidentVersions:
         with self._loading:
             if record.version not in self._loaded:
                 self._require_memory(record)
-                loaded = load(self._registry.store.storage, record, self._pauses())
+                loaded = load(self._registry.store.storage, record, self._pauses(), self._device)
                 self._loaded = {**self._loaded, record.version: loaded}
             return self._loaded[record.version]
 
@@ -343,6 +350,8 @@ class ResidentVersions:
                 self._loaded = {
                     version: one for version, one in self._loaded.items() if version in keep or one.uses.count
                 }
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()  # other replicas on this GPU have use for it
 
 
 class _Pauses:
@@ -354,17 +363,39 @@ class _Pauses:
         self._since = time.perf_counter()
 
 
-def load(storage: Storage, record: VersionRecord, pause: Callable[[], None] = lambda: None) -> Loaded:
-    """A version that is whole, is the registered one, and answers as it did when it was made; `pause` is called between
-    pieces of the work. Raises `DigestError` or `ServingError` otherwise. One from before there were golden batches
-    needs only answer."""
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """What a GPU does in the block does not queue with what other threads ask of it, and is done at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def load(
+    storage: Storage,
+    record: VersionRecord,
+    pause: Callable[[], None] = lambda: None,
+    device: torch.device = CPU,
+) -> Loaded:
+    """A version that is whole, is the registered one, and answers on `device` as it did when it was made; `pause` is
+    called between pieces of the work. Raises `DigestError` or `ServingError` otherwise. One from before there were
+    golden batches needs only answer."""
+    with _aside(device):
+        return _load(storage, record, pause, device)
+
+
+def _load(storage: Storage, record: VersionRecord, pause: Callable[[], None], device: torch.device) -> Loaded:
     started = time.perf_counter()
     if weights_digest(storage, record.state) != record.weights_digest:
         raise DigestError(f"{record.model}:{record.version}: the weights in {record.state} are not the registered ones")
     pause()
     state = load_state(storage, record.state, only_weights=True)
     pause()
-    predictor = Predictor.of(state)
+    predictor = Predictor.of(state, device)
     for rows in WARM_UP_ROWS:
         pause()
         for answer in predictor.answer([{EVENT_TIME: datetime.now(UTC)}] * rows):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from cltrain.errors import ConflictError, DataError, DigestError, ServingError
 from cltrain.records import EVENT_TIME
 from cltrain.registry import Registry, VersionRecord
@@ -66,7 +68,14 @@ class Server:
         self.predictions = PredictionLog(store.storage, self.replica, settings.log)
         self.labels = FeedbackLog(store.storage, self.replica, settings.log)
         self.shadows = PredictionLog(store.storage, self.replica, settings.log, SHADOW_FOLDER)
-        self.resident = ResidentVersions(self.registry, settings.poll_s, settings.memory_mb, settings.new_features)
+        device = torch.device(settings.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ServingError(
+                "serve.num_gpus is set, but torch sees no GPU here: install a build of torch for CUDA, or leave it 0"
+            )
+        self.resident = ResidentVersions(
+            self.registry, settings.poll_s, settings.memory_mb, settings.new_features, device
+        )
         self.recorder = Recorder(store.storage, self.replica, settings.evidence_s, self._staged)
         self.shadow = Mirror(store, settings, self.recorder, self.shadows)
         self.resident.on_change = self._follow

@@ -79,6 +79,7 @@ class ServerSettings:
     memory_mb: of the weights that it holds at once; None has no limit. evidence_s: seconds between two reports of what
     it saw of a roll-out. shadow_capacity, shadow_max_age_s: copies of requests that wait for a shadow at most, and for
     how long; others are shed. new_features: whether a challenger may read features that the champion does not.
+    device: cpu or cuda, which computes the answers, a shadow's too.
     admin_token_sha256: digest of the token that the admin routes ask for; None closes them.
     """
 
@@ -94,6 +95,7 @@ class ServerSettings:
     shadow_capacity: int = 256
     shadow_max_age_s: float = 5.0
     new_features: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
     admin_token_sha256: str | None = None
     admin_token_env: str = ADMIN_TOKEN_ENV
 

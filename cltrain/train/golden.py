@@ -62,7 +62,7 @@ class Golden:
         if found.shape != wanted.shape:
             return f"gives {found.shape[1]} numbers a row to its golden batch, and gave {wanted.shape[1]}"
         off = _off(predictor, found, wanted)
-        here = device_kind()
+        here = device_kind(predictor.device)
         tolerance = SAME_DEVICE if here == self.device else OTHER_DEVICE
         if off.max() <= tolerance:
             return None
@@ -86,7 +86,7 @@ def golden_of(predictor: Predictor) -> Golden | None:
         log.warning("the model has no golden batch, as it answers the same rows differently each time")
         return None
     said = [[value if math.isfinite(value) else None for value in row] for row in answers.tolist()]
-    return Golden(rows=rows, answers=said, device=device_kind())
+    return Golden(rows=rows, answers=said, device=device_kind(predictor.device))
 
 
 def golden_rows(encoder: Encoder, count: int = ROWS) -> list[dict[str, Any]]:

@@ -18,24 +18,27 @@ from cltrain.storage import Storage
 from cltrain.task import predictions, row_losses
 from cltrain.train.state import State, load_state
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Predictor:
-    """Weights with the vocabulary and normalisation that belong to them. Calls are thread-safe."""
+    """Weights with the vocabulary and normalisation that belong to them, on a `device`. Calls are thread-safe."""
 
     state: State
     model: nn.Module
+    device: torch.device = CPU
 
     @classmethod
-    def of(cls, state: State) -> Predictor:
+    def of(cls, state: State, device: torch.device = CPU) -> Predictor:
         model = build_model(state.model, state.encoder.spec)
         model.load_state_dict(state.served_weights)
-        return cls(state, model.eval())
+        return cls(state, model.eval().to(device), device)
 
     @classmethod
-    def load(cls, storage: Storage, prefix: str) -> Predictor:
+    def load(cls, storage: Storage, prefix: str, device: torch.device = CPU) -> Predictor:
         """Raises `DigestError` when a file was altered."""
-        return cls.of(load_state(storage, prefix, only_weights=True))
+        return cls.of(load_state(storage, prefix, only_weights=True), device)
 
     @property
     def task(self) -> str:
@@ -51,11 +54,16 @@ class Predictor:
         return self.state.encoder(table.slice(0, 1)).rows_at_once
 
     def outputs(self, table: pa.Table) -> tuple[Tensor, Batch]:
-        """Raw outputs (N, outputs) for a table of events, and the table as tensors."""
+        """Raw outputs (N, outputs) for a table of events, and the table as tensors, both in main memory."""
         batch = self.state.encoder(table)
         with torch.inference_mode():
-            parts = [self.model(**part.inputs) for part in batch.chunks()] if len(batch) else []
+            parts = [self._outputs(part) for part in batch.chunks()] if len(batch) else []
         return torch.cat(parts) if parts else torch.empty(0, self.state.encoder.num_outputs), batch
+
+    def _outputs(self, part: Batch) -> Tensor:
+        if self.device == CPU:
+            return self.model(**part.inputs)
+        return self.model(**part.to(self.device).inputs).cpu()
 
     def score(self, table: pa.Table) -> Scores:
         """Predictions and losses for labelled events."""

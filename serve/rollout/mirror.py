@@ -45,6 +45,7 @@ class Mirror:
                 version,
                 capacity=self._settings.shadow_capacity,
                 max_age_s=self._settings.shadow_max_age_s,
+                device=self._settings.device,
                 on_answer=self._answered,
                 on_shed=self._shed,
                 on_crash=self._crashed,

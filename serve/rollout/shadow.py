@@ -62,13 +62,14 @@ class ShadowProcess:
         *,
         capacity: int,
         max_age_s: float,
+        device: str,
         on_answer: Callable[[Answered], None],
         on_shed: Callable[[int], None],
         on_crash: Callable[[], None],
     ) -> None:
         self.version, self.staged, self._ready = version, False, False
         self.problem: str | None = None
-        self._told = {"store": store.to_json(), "model": model, "version": version}
+        self._told = {"store": store.to_json(), "model": model, "version": version, "device": device}
         self._capacity, self._max_age_s = capacity, max_age_s
         self._on_answer, self._on_shed, self._on_crash = on_answer, on_shed, on_crash
         self._waiting: deque[Copy] = deque()

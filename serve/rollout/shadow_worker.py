@@ -37,7 +37,8 @@ def answer_copies(source: IO[bytes], sink: IO[bytes], yields: Callable[[], None]
         yields()
     try:
         registry = Registry(Store(**told["store"]), told["model"])
-        predictor = load(registry.store.storage, registry.version(told["version"])).predictor
+        record, device = registry.version(told["version"]), torch.device(told["device"])
+        predictor = load(registry.store.storage, record, device=device).predictor
     except Exception as error:
         write(sink, {"problem": f"{type(error).__name__}: {error}"})
         return

@@ -47,7 +47,11 @@ class Zygote:
         self.close()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = f"import os; os.nice({NICENESS}); from serve.rollout.zygote import wait; wait({theirs.fileno()})"
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "OMP_NUM_THREADS": "1",
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for GPUs starts nothing that would not survive a fork
+        }
         command = [sys.executable, "-c", code, self._function]
         with theirs:
             # a group, so that all are killed together, and no session: those share processors as equals, whatever the

@@ -99,8 +99,8 @@ def test_a_version_that_answers_nan_is_not_served(
 ) -> None:
     of = Predictor.of
 
-    def broken(state: State) -> Predictor:
-        predictor = of(state)
+    def broken(state: State, device: torch.device) -> Predictor:
+        predictor = of(state, device)
         with torch.no_grad():
             for parameter in predictor.model.parameters():
                 parameter.fill_(float("nan"))

@@ -117,7 +117,7 @@ def test_a_shadow_is_compared_shed_and_started_again_while_live_answers_go_on(
 
 def talk(store: Store, *messages: Any) -> list[Any]:
     """What the process says to messages, without one."""
-    told = {"store": store.to_json(), "model": "binary", "version": "1.1", "again": False}
+    told = {"store": store.to_json(), "model": "binary", "version": "1.1", "device": "cpu", "again": False}
     source, sink = io.BytesIO("".join(f"{json.dumps(m)}\n" for m in (told, *messages)).encode()), io.BytesIO()
     answer_copies(source, sink)
     return [json.loads(line) for line in sink.getvalue().splitlines()]
