@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import bandits
+from benchmarks.online.peers import bandits
 
 SCRIPT = Path(bandits.__file__)
 
