@@ -136,6 +136,7 @@ def test_images_and_texts_are_small_in_the_file() -> None:
         """A predictor that says what it was given."""
 
         task = "regression"
+        device = torch.device("cpu")
         state = type("State", (), {})()
 
         def answer(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
