@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import shutil
 import socket
@@ -28,12 +29,13 @@ from cltrain.errors import ConfigError, ServingError
 from cltrain.registry import Registry, Store
 from cltrain.registry.deployment import Deployments
 from serve.http.api import create_api
-from serve.http.grpc_api import Rpc, ask
+from serve.http.grpc_api import Rpc, answers, ask
 from serve.http.proto import cltrain_pb2 as pb
 from serve.http.proto import cltrain_pb2_grpc
 from serve.local import LocalServing, free_port
 from serve.logs.feedback import join_feedback, read_feedback
 from serve.logs.prediction_log import read_predictions
+from serve.proxy import environment, middlewares
 from serve.rollout import Interleave
 from serve.rollout.guardrails import Guardrails
 from serve.settings import LogSettings
@@ -197,6 +199,58 @@ def test_limits_and_failures_have_their_codes(serve_store: Serve, store: Store, 
 
     assert client._runner.run(ask(plain, "/predict", b"{}")) == (502, b"no JSON")
     assert call(client, "Predict", pb.PredictRequest(), Rpc(plain))[1].details == "no JSON"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (404, grpc.StatusCode.UNAVAILABLE),
+        (408, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (413, grpc.StatusCode.INVALID_ARGUMENT),
+        (422, grpc.StatusCode.INVALID_ARGUMENT),
+        (429, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (503, grpc.StatusCode.UNAVAILABLE),
+        (500, grpc.StatusCode.INTERNAL),
+    ],
+)
+def test_each_refusal_of_http_has_its_code(status: int, code: grpc.StatusCode) -> None:
+    async def refuses(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"detail": "because"}'})
+
+    context = Context()
+    asyncio.run(Rpc(refuses).Predict(pb.PredictRequest(), context))
+    assert (context.code, context.details) == (code, "because")
+
+
+def test_the_door_waits_for_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.http.grpc_api.RETRY_S", 0.05)
+    answer = {"version": "m:1.0", "epoch": 1, "arm": "champion", "predictions": []}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+    async def asked() -> str:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            for name, value in environment(address, 1_000_000).items():
+                monkeypatch.setenv(name, value)
+            _, door = middlewares()
+            opened = door.cls(app, **door.kwargs)
+            await asyncio.sleep(0.3)
+            assert not opened._opening.done()
+        await asyncio.wait_for(opened._opening, 20)
+        assert await asyncio.to_thread(answers, address, 20)
+        async with grpc.aio.insecure_channel(address) as channel:
+            found = await cltrain_pb2_grpc.ServingStub(channel).Predict(pb.PredictRequest(), timeout=20)
+        await opened._server.stop(None)
+        assert not await asyncio.to_thread(answers, address, 0.3)
+        return found.version
+
+    assert asyncio.run(asked()) == "m:1.0"
 
 
 def test_the_python_is_that_of_the_proto(tmp_path: Path) -> None:
